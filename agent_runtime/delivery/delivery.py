@@ -21,7 +21,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -135,8 +134,7 @@ def _never() -> ReloadBehaviour:
     return ReloadBehaviour.NEVER
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(msgspec.Struct, frozen=True):
     """
     The delivery of a token to one child.
 
@@ -154,11 +152,14 @@ class Delivered:
 
     generation: Generation
     way: str
-    variables: Mapping[str, str] = field(repr=False)
-    reload_behaviour: Callable[[], ReloadBehaviour | None] = field(default=_never, repr=False, compare=False)
-    holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
-    relayed: Identity | None = field(default=None, repr=False, compare=False)
-    by_port: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
+    variables: Mapping[str, str]
+    reload_behaviour: Callable[[], ReloadBehaviour | None] = _never
+    holds: Callable[[Generation], bool] | None = None
+    relayed: Identity | None = None
+    by_port: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Delivered {self.generation!r} by {self.way}>"
 
     def is_reached_by(self, newer: Generation) -> bool:
         """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE

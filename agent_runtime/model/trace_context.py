@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 TRACESTATE_VARIABLE = "TRACESTATE"
@@ -19,7 +20,7 @@ _TRACEPARENT = r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{
 _TRACESTATE = r"[\x20-\x7e\t]{1,512}"
 
 
-class TraceContext(NamedTuple):
+class TraceContext(msgspec.Struct, frozen=True):
     """A valid trace context, as it is passed on."""
 
     traceparent: str

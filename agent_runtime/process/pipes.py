@@ -10,7 +10,8 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.process.child import Child
@@ -50,13 +51,12 @@ class Wake:
         os.close(fd)
 
 
-@dataclass(slots=True)
-class _Stream:
+class _Stream(msgspec.Struct):
     channel: Channel
     fd: int
     framer: LineFramer
     peeked_bytes: int = -1
-    open: bool = field(default=True)
+    open: bool = True
 
 
 class Pipes:

@@ -8,9 +8,10 @@ import os
 import select
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+import msgspec
 
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.process.child import Child
@@ -64,8 +65,7 @@ class _ShimKilled(NotSpawned):
     """A shim was killed before it answered, and nothing of it is left."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(msgspec.Struct, frozen=True, kw_only=True):
     """
     The program of a child and how it is run.
 
@@ -78,14 +78,17 @@ class Command:
         needs: Directories whose files the child must read and execute even if they lie below a closed one.
     """
 
-    argv: tuple[str, ...] = field(repr=False)
-    env: Mapping[str, str] = field(repr=False)
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
     cwd: Path
     mark: str
     user: str | None = None
     directory: int | None = None
     confinement: Confinement = UNCONFINED
     needs: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Command {self.mark} in {self.cwd}>"
 
 
 class Spawner:

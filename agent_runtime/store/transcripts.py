@@ -20,7 +20,8 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from agent_runtime.store.line_files import ENTRY_BYTES, LineReader, LineWriter, file_size
 
@@ -110,7 +111,7 @@ def name_of(execution_id: str) -> str:
     return "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class LongLine(NamedTuple):
+class LongLine(msgspec.Struct, frozen=True):
     """A line that is read in parts; *start* and *end* are its offsets in the file, without the newline."""
 
     number: int

@@ -147,6 +147,7 @@ def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(t
 
     added = batches.after(reader, 2)
     assert added is not None
+    assert isinstance(added[1], bytes)
     assert (added[0], added[1].count(b"three")) == (3, 1)
     other = batches.after(store.reader("other"), 0)
     assert other is None

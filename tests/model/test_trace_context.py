@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.model.task import Task
-from agent_runtime.model.trace_context import trace_context
+from agent_runtime.model.trace_context import TraceContext, trace_context
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 
@@ -88,7 +88,7 @@ def test_a_state_that_is_not_valid_is_left_out_and_its_parent_stays(headers: lis
     found = trace_context([PARENT], headers)
 
     assert found is not None
-    assert found == (PARENT, kept)
+    assert found == TraceContext(PARENT, kept)
 
 
 def test_it_is_no_part_of_what_makes_two_tasks_the_same() -> None:
