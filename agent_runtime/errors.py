@@ -52,6 +52,7 @@ _USUAL = _Traits()
 _CURED_BY_TOKEN = _Traits(cured_by_token=True)
 _RETRIED = _Traits(retry_seconds=30)
 _REFUSAL = _Traits(ends_execution=False)
+_REFUSED_FOR_NOW = _Traits(ends_execution=False, retry_seconds=5)
 
 
 class ErrorClass(StrEnum):
@@ -64,7 +65,7 @@ class ErrorClass(StrEnum):
         sentence: Its usual detail: the fact, and after a semicolon what to do.
         ends_execution: An execution can fail with it.
         cured_by_token: Another token cures it, and its texts may say so.
-        retry_seconds: When an execution that failed with it is worth sending again; None: no time is known.
+        retry_seconds: When a task that failed or was turned away with it is worth sending again; None: not known.
     """
 
     status: int
@@ -127,9 +128,9 @@ class ErrorClass(StrEnum):
     ERROR = ("error", 500, "Failed",
         "the CLI reported an error; its stream says more")
     BUSY = ("busy", 409, "Busy",
-        "all slots and queue places are taken; send it again later", _REFUSAL)
+        "all slots and queue places are taken; send it again later", _REFUSED_FOR_NOW)
     DRAINING = ("draining", 409, "Draining",
-        "no new executions are let in here; ask another agent", _REFUSAL)
+        "no new executions are let in here; ask another agent", _REFUSED_FOR_NOW)
     ACCESS = ("access", 401, "Access key needed",
         "no or a wrong access key; send it as a bearer token or in the access header", _REFUSAL)
     NOT_FOUND = ("not_found", 404, "Not found",
@@ -141,7 +142,7 @@ class ErrorClass(StrEnum):
     CONFLICT = ("conflict", 409, "Conflict",
         "this execution_id is known for another body; choose another id", _REFUSAL)
     STORAGE = ("storage", 409, "Record cannot be read",
-        "the record store does not work; look at the disk of the data directory", _REFUSAL)
+        "the record store does not work; look at the disk of the data directory", _REFUSED_FOR_NOW)
     NOT_WRITABLE = ("not_writable", 409, "Not writable",
         "the secret file cannot be written from here; write it where it is mounted from", _REFUSAL)
     CANCELLED = ("cancelled", 200, "Cancelled",
@@ -305,7 +306,7 @@ class AdmissionError(AgentRuntimeError):
     A task was turned away before anything was spawned for it.
 
     Attributes:
-        retry_after_seconds: When it is worth asking again; None: not known.
+        retry_after_seconds: When it is worth asking again: by default as its error class says; None: not known.
         resets_at: When a usage limit ends, epoch seconds; None: the API did not say, or it is not the reason.
         token_generation: The generation in use, where it is the reason; else None.
     """
@@ -319,7 +320,7 @@ class AdmissionError(AgentRuntimeError):
         token_generation: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = retry_after_seconds or self.error_class.retry_seconds
         self.resets_at = resets_at
         self.token_generation = token_generation
 

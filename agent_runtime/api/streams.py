@@ -30,7 +30,6 @@ from agent_runtime.web.access import AccessKey
 from agent_runtime.web.response_buffer import ResponseBuffer
 
 KEEP_ALIVE_SECONDS = 15.0
-RETRY_SECONDS = 5
 BATCH_LINES = 512
 BATCH_BYTES = 128 * 1024
 SLICE_BYTES = 2 * BATCH_BYTES
@@ -121,8 +120,7 @@ class OpenStreams:
         of_caller = self.by_caller[caller], STREAMS_PER_CALLER, " of this address"
         for count, limit, whose in ((self.count, self.limit, ""), of_caller):
             if count >= limit:
-                text = f"{limit} streams{whose} are open already; close one, or come back later"
-                raise Busy(text, retry_after_seconds=RETRY_SECONDS)
+                raise Busy(f"{limit} streams{whose} are open already; close one, or come back later")
         return _Counted(self, caller, follow(), functools.partial(access.allows, request) if access.required else None)
 
 

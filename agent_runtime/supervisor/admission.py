@@ -36,15 +36,13 @@ from agent_runtime.model.task import Task
 from agent_runtime.notifier import Notifier
 from agent_runtime.store.tasks import NewTask
 from agent_runtime.supervisor.answers import StoredResult, answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY, Archive
+from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.runner import ExecutionRunner, RunAttempt, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
-BUSY_RETRY_SECONDS = 5
-DRAINING_RETRY_SECONDS = 5
 SHORT_BYTES = 64 * 1024
 """The answer of a longer transcript is built and stored in a thread, because that would hold up the event loop."""
 RESUME_SECONDS = 1.0
@@ -145,7 +143,7 @@ class Admission(msgspec.Struct, eq=False):
         execution_id = task.execution_id or str(uuid.uuid4())
         if (live := self.live.get(execution_id)) is not None:
             if live.record.request_digest != task.digest:
-                raise Conflict(OTHER_BODY)
+                raise Conflict(ErrorClass.CONFLICT.sentence)
             return live
         previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
         if isinstance(previous, StoredResult):
@@ -153,18 +151,12 @@ class Admission(msgspec.Struct, eq=False):
         if fault is not None:
             raise fault
         if self.draining:
-            raise Draining(
-                "draining: no new executions here; send it to another agent, or later",
-                retry_after_seconds=DRAINING_RETRY_SECONDS,
-            )
+            raise Draining("draining: no new executions here; send it to another agent, or later")
         obstacle = self._parkable_obstacle(task)
         plan = SessionPlan(task, previous)
         slots, settings = self.runners.slots, self.runners.settings
         if obstacle is None and slots.is_full(must_wait=self.runners.sessions.is_claimed(plan.known_id)):
-            raise Busy(
-                f"all {slots.total} slots and {slots.queue_limit} queue places are taken; come back later",
-                retry_after_seconds=BUSY_RETRY_SECONDS,
-            )
+            raise Busy(f"all {slots.total} slots and {slots.queue_limit} queue places are taken; come back later")
         cwd = self.archive.directory_of(new, execution_id, previous)
         writer = RecordWriter.for_task(new, execution_id, plan.next, settings, previous=previous, cwd=cwd)
         execution = Execution(task, writer, self.executions, task.timeout_seconds or settings.timeout)

@@ -31,8 +31,6 @@ COPIES = 4
 LAST_BYTES = 64 << 10
 """How much of the end of a transcript is searched for a result."""
 
-RETRY_SECONDS = 5
-
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
     """
@@ -165,8 +163,7 @@ class StoredResult(msgspec.Struct, frozen=True):
 
 def may_have_run(error: StoreUnavailable) -> MayHaveRun:
     """Build the error for a task that cannot be run, because it is unknown whether it has run already."""
-    text = f"it may have run already: {error}; ask again later, or send it under another id"
-    return MayHaveRun(text, retry_after_seconds=RETRY_SECONDS)
+    return MayHaveRun(f"it may have run already: {error}; ask again later, or send it under another id")
 
 
 class View(msgspec.Struct, frozen=True):

@@ -33,7 +33,6 @@ from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import OWN, Workspaces
 from agent_runtime.supervisor.answers import (
     COPIES,
-    RETRY_SECONDS,
     StoredResult,
     failed_answer,
     has_result,
@@ -48,7 +47,6 @@ RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 SPACE_SECONDS = 5.0
 """How often it is checked whether the disk is full."""
-OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
 class Archive(msgspec.Struct, eq=False):
@@ -153,7 +151,7 @@ class Archive(msgspec.Struct, eq=False):
             if record is None or record.outcome is not Outcome.SUCCESS:
                 return record
             if record.request_digest != digest:
-                raise Conflict(OTHER_BODY)
+                raise Conflict(ErrorClass.CONFLICT.sentence)
             if (stored := self.stored_result(record)) is None:
                 raise StoreUnavailable("it succeeded, and its answer is not there")
         except StoreUnavailable as error:
@@ -197,8 +195,7 @@ class Archive(msgspec.Struct, eq=False):
         try:
             known = None if session_id is None else self.records.of_session(session_id)
         except StoreUnavailable as error:
-            text = f"it cannot be read where the session ran: {error}; ask again later"
-            raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
+            raise MayHaveRun(f"it cannot be read where the session ran: {error}; ask again later") from None
         if known is None:
             return task.cwd or self.workspaces.own_directory(execution_id)
         if task.cwd is not None and task.cwd != known.cwd:
@@ -338,7 +335,7 @@ class Archive(msgspec.Struct, eq=False):
         """Delete executions that are too old or take too much space; a failure is tried again the next time."""
         self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
-            deleted = prune(
+            prune(
                 self.records,
                 self.transcripts,
                 max_age_seconds=self.settings.retain_age,
@@ -350,6 +347,3 @@ class Archive(msgspec.Struct, eq=False):
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)
-            return
-        if deleted:
-            log.info("old executions deleted: %d", deleted)

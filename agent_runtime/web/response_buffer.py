@@ -36,7 +36,6 @@ LEAST_BYTES_PER_SECOND = 64 * 1024
 
 WAIT_SECONDS = 30.0
 CHECK_SECONDS = 1.0
-RETRY_SECONDS = 5
 
 _LARGE_BYTES = 4 << 20
 """After so many bytes were held at once, the heap is returned to the kernel when the last reader is gone."""
@@ -195,9 +194,7 @@ class ResponseBuffer:
         try:
             while not (await asyncio.wait({turn}, timeout=CHECK_SECONDS))[0]:
                 if deadline is not None and time.monotonic() > deadline:
-                    raise Busy(
-                        "too much is being sent to slow readers; ask again later", retry_after_seconds=RETRY_SECONDS
-                    )
+                    raise Busy("too much is being sent to slow readers; ask again later")
                 self._disconnect_slow_readers()
         except BaseException:
             self._remove(charge)

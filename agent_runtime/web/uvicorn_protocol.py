@@ -37,8 +37,6 @@ LINGER_SECONDS = 5.0
 PATIENCE_SECONDS = 2.0
 """After this time a connection without a whole header loses its place, if another one needs it."""
 
-RETRY_SECONDS = 5
-
 
 class OpenConnections:
     """
@@ -212,7 +210,7 @@ class Connection(H11Protocol):
 
             await self._supervisor_app(scope, receive, send_and_close)
         else:
-            self.refuse(Busy("all connections are taken; come back later", retry_after_seconds=RETRY_SECONDS))
+            self.refuse(Busy("all connections are taken; come back later"))
 
     def _update(self) -> None:
         """Update the phase of the request and its time limit."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import Response
 
-from agent_runtime.errors import Busy, StoreUnavailable
+from agent_runtime.errors import Busy, ErrorClass, StoreUnavailable
 from agent_runtime.web import response_buffer
 from agent_runtime.web.response_buffer import SLICE_BYTES, TRANSPORT, BufferedResponse, ResponseBuffer
 
@@ -214,7 +214,7 @@ def test_an_answer_that_waits_too_long_is_a_busy_and_holds_nothing(monkeypatch: 
         await until(lambda: buffer.used_bytes == 9_000)
         with pytest.raises(Busy) as refused:
             await get(buffer, Reader(), 9_000)
-        assert refused.value.retry_after_seconds == response_buffer.RETRY_SECONDS
+        assert refused.value.retry_after_seconds == ErrorClass.BUSY.retry_seconds == 5
         slow.takes.set()
         await idle
         assert buffer.used_bytes == 0
