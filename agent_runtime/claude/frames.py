@@ -66,7 +66,7 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
     tool_use_id: str | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
+class MessageUsage(msgspec.Struct, frozen=True, gc=False):
     """Token counts of one API message or of a turn; a value that is not a count is read as 0."""
 
     input_tokens: Any = None
@@ -93,7 +93,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stop_reason: str | None = None
     content: list[ContentBlock] | str | None = None
-    usage: Usage | None = None
+    usage: MessageUsage | None = None
 
     @property
     def blocks(self) -> list[ContentBlock]:
@@ -117,7 +117,7 @@ class ReportedUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
         return msgspec.structs.replace(_counts(self), cost_usd=amount(self.cost_usd))
 
 
-def _counts(found: Usage | ReportedUsage) -> ModelUsage:
+def _counts(found: MessageUsage | ReportedUsage) -> ModelUsage:
     return ModelUsage(
         input_tokens=count(found.input_tokens),
         output_tokens=count(found.output_tokens),
@@ -213,7 +213,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     terminal_reason: str | None = None
     origin: Origin | None = None
     total_cost_usd: float | None = None
-    usage: Usage | None = None
+    usage: MessageUsage | None = None
     model_usage: dict[str, ReportedUsage | None] | None = msgspec.field(default=None, name="modelUsage")
     # rate_limit_event
     rate_limit_info: RateLimitInfo | None = None
@@ -289,7 +289,7 @@ class _Event(msgspec.Struct, gc=False):
     index: int = 0
     delta: _Delta | None = None
     message: Message | None = None
-    usage: Usage | None = None
+    usage: MessageUsage | None = None
 
 
 class Partial(msgspec.Struct, gc=False):

@@ -44,7 +44,7 @@ class Result(msgspec.Struct, frozen=True):
     structured_output: str | None = None
 
 
-class Stage(Enum):
+class RunStage(Enum):
     """The stage of a run."""
 
     RUNNING = "running"
@@ -88,11 +88,11 @@ class RunAnswer:
         """Whether the CLI gave an answer of its own, without asking the model."""
         return not self.asked_model and self.last_result is not None and not self.last_result.is_error
 
-    def stage(self, *, tasks_pending: bool) -> Stage:
+    def stage(self, *, tasks_pending: bool) -> RunStage:
         """Return the stage of the run."""
         if not self.has_result or self._turn_goes_on:
-            return Stage.RUNNING
-        return Stage.IN_BACKGROUND if tasks_pending or self._turn_is_to_come else Stage.OVER
+            return RunStage.RUNNING
+        return RunStage.IN_BACKGROUND if tasks_pending or self._turn_is_to_come else RunStage.OVER
 
     def partial(self, partial: Partial | None) -> None:
         """Process a partial message; None: one that neither begins nor ends a message."""

@@ -9,8 +9,8 @@ from functools import reduce
 
 import msgspec
 
-from agent_runtime.claude.frames import Frame, Partial, ReportedUsage, Usage
-from agent_runtime.claude.run_answer import Result, RunAnswer, Stage
+from agent_runtime.claude.frames import Frame, MessageUsage, Partial, ReportedUsage
+from agent_runtime.claude.run_answer import Result, RunAnswer, RunStage
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
 from agent_runtime.model.usage import (
     MOST_NAMES,
@@ -151,7 +151,7 @@ class UsageCounter:
             if message.usage is not None:
                 self._count(known, message.usage, is_own=is_own)
 
-    def add_to_last(self, usage: Usage) -> None:
+    def add_to_last(self, usage: MessageUsage) -> None:
         """Count the usage that the end of the run's last own message reports."""
         if self._last is not None:
             self._count(self._last, usage, is_own=True)
@@ -185,7 +185,7 @@ class UsageCounter:
         if LONG_CONTEXT_MARK in model.lower():
             self.context_window = self.context_window or LONG_CONTEXT_WINDOW
 
-    def _count(self, message: _Message, usage: Usage, *, is_own: bool) -> None:
+    def _count(self, message: _Message, usage: MessageUsage, *, is_own: bool) -> None:
         now, counted = usage.counts, message.counted
         if now == counted:
             return
@@ -313,14 +313,14 @@ class RunStats:
         return self.answer.last_result
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> RunStage:
         """The stage of the run."""
         return self.answer.stage(tasks_pending=bool(self._background_tasks))
 
     @property
     def has_more_to_come(self) -> bool:
         """Whether the run continues although it has a result."""
-        return self.answer.has_result and self.stage is not Stage.OVER
+        return self.answer.has_result and self.stage is not RunStage.OVER
 
     @property
     def hook(self) -> str | None:

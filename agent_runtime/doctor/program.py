@@ -132,7 +132,7 @@ def confined(settings: Settings) -> Finding:
             confinement = confinement_choice.choose(spawner, *args)
             reached = confinement.reached
             if confinement.mode is Mode.OFF:
-                reached = confinement_choice.hunt(spawner, confinement, *args)
+                reached = confinement_choice.try_to_reach(spawner, confinement, *args)
     except AgentRuntimeError as error:
         if settings.confine == Mode.OFF:
             return ok("confinement", f"off; what an agent can reach is not known: {error}")

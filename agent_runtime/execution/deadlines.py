@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from enum import Enum
 
-from agent_runtime.claude.run_answer import Stage
+from agent_runtime.claude.run_answer import RunStage
 from agent_runtime.model.state import StopReason
 from agent_runtime.settings import Settings
 
@@ -52,7 +52,7 @@ class Deadlines:
         self._has_init = False
         self._has_model = False
         self._open_tools = 0
-        self._stage = Stage.RUNNING
+        self._stage = RunStage.RUNNING
         self._result_at = spawned_at
 
     def seen(self, sign: Sign, now: float) -> None:
@@ -67,7 +67,7 @@ class Deadlines:
         self._has_init |= is_of_the_model or sign is Sign.INIT
         self._has_model |= is_of_the_model
 
-    def stage_seen(self, stage: Stage, open_tools: int, now: float) -> None:
+    def stage_seen(self, stage: RunStage, open_tools: int, now: float) -> None:
         """Record how far the run is, and how many tool calls and background tasks are open."""
         self._open_tools = open_tools
         if stage is not self._stage:
@@ -85,9 +85,9 @@ class Deadlines:
     def next(self) -> tuple[float, StopReason]:
         """The moment of the next deadline (monotonic seconds, may be infinite) and its stop reason."""
         limits = self._settings
-        if self._stage is Stage.OVER:
+        if self._stage is RunStage.OVER:
             silence = (self._heard_at + LINGER_SECONDS, StopReason.LINGERED)
-        elif self._stage is Stage.IN_BACKGROUND:
+        elif self._stage is RunStage.IN_BACKGROUND:
             silence = (self._result_at + (limits.background_timeout or math.inf), StopReason.BACKGROUND_TIMEOUT)
         elif not self._has_init:
             until = min(self._since + (limits.init_timeout or math.inf), self._init_at)

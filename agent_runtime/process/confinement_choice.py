@@ -41,7 +41,7 @@ _SHARED_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "~")  # noqa: S108 - only
 
 _PIDFD_GETFD = 438  # the same on every architecture
 _FOUND = 128
-_HUNT = f"""
+_TRIAL = f"""
 import ctypes, os, sys
 pid, secret, kept, key = int(sys.argv[1]), *sys.argv[2:5]
 libc = ctypes.CDLL(None, use_errno=True)
@@ -69,7 +69,7 @@ for place, reached in enumerate(tries):
         pass
 os._exit(code)
 """
-_HUNT_SECONDS = 10.0
+_TRIAL_SECONDS = 10.0
 _PYTHONS = (sys.executable, "/usr/bin/python3")
 """The interpreters to try; the second is for a user that may not enter the directory of the first, as that of root."""
 
@@ -98,7 +98,7 @@ def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Call
         candidate = Confinement(mode, asked, _closed(settings, data_dir), _open(settings), lacking=lacking)
         try:
             _check(candidate, settings)
-            reached = hunt(spawner, candidate, settings, data_dir, next_mark)
+            reached = try_to_reach(spawner, candidate, settings, data_dir, next_mark)
         except SpawnFailed as error:
             lacking[mode] = str(error)
             continue
@@ -112,7 +112,7 @@ def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Call
     raise CannotStart(f"{PREFIX}CONFINE: {asked} cannot be had here: {lacking[asked]}")
 
 
-def hunt(
+def try_to_reach(
     spawner: Spawner, confinement: Confinement, settings: Settings, data_dir: Path, next_mark: Callable[[], str]
 ) -> dict[str, bool]:
     """
@@ -126,7 +126,7 @@ def hunt(
     paths = (settings.token_file, data_dir / LOCK_NAME, settings.access_key_file or "")
     problem = ""
     for python in map(os.path.realpath, _PYTHONS):
-        argv = (python, "-I", "-S", "-c", _HUNT, str(os.getpid()), *map(str, paths))
+        argv = (python, "-I", "-S", "-c", _TRIAL, str(os.getpid()), *map(str, paths))
         user = settings.child_user
         command = Command(argv=argv, env={}, cwd=Path("/"), mark=next_mark(), user=user, confinement=confinement)
         try:
@@ -134,7 +134,7 @@ def hunt(
         except SpawnFailed as error:
             problem = problem or f"a child to try it, {python}, could not be started: {error}"
             continue
-        ended, _ = child.finish(_HUNT_SECONDS)
+        ended, _ = child.finish(_TRIAL_SECONDS)
         if ended is not None and ended.code is not None and ended.code >= _FOUND:
             missing = {item for item, path in zip(ITEMS, paths, strict=False) if not os.path.lexists(path)}
             return {item: bool(ended.code >> place & 1) for place, item in enumerate(ITEMS) if item not in missing}

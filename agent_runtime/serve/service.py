@@ -106,7 +106,7 @@ def _resume_garbage_collection() -> None:
 
 class Server(uvicorn_package.Server):
     """
-    A uvicorn server that handles no signals; :class:`Ending` does.
+    A uvicorn server that handles no signals; :class:`Shutdown` does.
 
     On SIGTERM uvicorn would first close its listeners, so that ``/readyz`` could never answer that the supervisor
     drains, and would exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake
@@ -360,12 +360,12 @@ async def _serve(
         server_header=False,
     )
     server = Server(config, supervisor.counts)
-    ending = Ending(supervisor, server)
+    shutdown = Shutdown(supervisor, server)
     loop = asyncio.get_running_loop()
     # Few threads, because each has memory of its own; their jobs are short and use one disk.
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in SIGNALS:
-        loop.add_signal_handler(number, ending.signalled, number)
+        loop.add_signal_handler(number, shutdown.signalled, number)
     start.raise_if_called_off()
     webhook = None
     if settings.events_url is not None:
@@ -381,13 +381,13 @@ async def _serve(
         chores.spawn(resume_interrupted(supervisor.admission), "resumption")
     chores.spawn(supervisor.run_chores(server.second), "chores")
     await server.serve(sockets=[bootstrap.listener])
-    await ending.finished()
+    await shutdown.finished()
     if webhook is not None:
         await webhook.stop()
     return 0
 
 
-class Ending:
+class Shutdown:
     """The signal handler: the first signal drains, the second ends everything at once; no process is left."""
 
     def __init__(self, supervisor: Supervisor, server: Server) -> None:

@@ -438,7 +438,7 @@ def test_a_directory_that_cannot_be_watched_is_a_warning(tmp_path: Path) -> None
 def test_a_layer_or_a_limit_that_is_not_to_be_had_is_a_problem(
     patient: Patient, monkeypatch: pytest.MonkeyPatch, setting: str, value: str
 ) -> None:
-    monkeypatch.setattr(cgroups, "find", lambda: cgroups.Finding(None, "no cgroup v2 is mounted"))
+    monkeypatch.setattr(cgroups, "find", lambda: cgroups.CgroupSupport(None, "no cgroup v2 is mounted"))
     assert patient.find("containment").verdict == "ok"
 
     patient.set(setting, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent_runtime.claude.run_answer import Stage
+from agent_runtime.claude.run_answer import RunStage
 from agent_runtime.execution.deadlines import LINGER_SECONDS, MOST_INIT_SECONDS, Deadlines, Sign
 from agent_runtime.model.state import StopReason
 from agent_runtime.settings import Settings
@@ -44,11 +44,11 @@ def test_a_start_that_gives_signs_for_ever_has_an_end() -> None:
 def test_tools_and_the_end_have_limits_of_their_own_and_time_away_does_not_count() -> None:
     deadlines = Deadlines(LIMITS, spawned_at=0.0, total_at=1000.0)
     deadlines.seen(Sign.MODEL, 5.0)
-    deadlines.stage_seen(Stage.RUNNING, 1, 5.0)
+    deadlines.stage_seen(RunStage.RUNNING, 1, 5.0)
     assert deadlines.next == (5.0 + TOOL, StopReason.TOOL_TIMEOUT)
     deadlines.postpone(100.0)
     assert deadlines.next == (105.0 + TOOL, StopReason.TOOL_TIMEOUT)
-    deadlines.stage_seen(Stage.OVER, 0, 110.0)
+    deadlines.stage_seen(RunStage.OVER, 0, 110.0)
     deadlines.seen(Sign.LOG, 111.0)
     assert deadlines.next == (105.0 + LINGER_SECONDS, StopReason.LINGERED)
     deadlines.seen(Sign.OTHER, 112.0)

@@ -26,7 +26,7 @@ from agent_runtime.process.linux import cgroup as cgroup_group
 from agent_runtime.process.linux import cgroup_mount
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux.cgroup import Group, Limits
-from agent_runtime.process.linux.cgroup_setup import LEAF, Finding, Groups
+from agent_runtime.process.linux.cgroup_setup import LEAF, CgroupSupport, Groups
 from agent_runtime.process.spawn import Command
 from tests.process.test_containment import ESCAPE, ESCAPED
 from tests.support import families
@@ -76,7 +76,7 @@ PLACES: dict[str, tuple[str, str, Path | str]] = {
 
 
 @pytest.fixture(scope="session")
-def finding() -> Finding:
+def finding() -> CgroupSupport:
     """What the machine allows; without a cgroup the test is skipped."""
     found = cgroups.find()
     if not found.usable:
@@ -85,7 +85,7 @@ def finding() -> Finding:
 
 
 @pytest.fixture
-def groups(finding: Finding) -> Groups:
+def groups(finding: CgroupSupport) -> Groups:
     """Makes groups; skipped on kernels without ``cgroup.kill``."""
     if not finding.has_kill:
         pytest.skip("this kernel has no cgroup.kill")
@@ -120,7 +120,7 @@ def test_our_cgroup_is_found_in_every_kind_of_mount(kind: str) -> None:
         assert expected in place
 
 
-def test_a_process_that_tries_cgroups_is_where_it_was_and_leaves_nothing(finding: Finding) -> None:
+def test_a_process_that_tries_cgroups_is_where_it_was_and_leaves_nothing(finding: CgroupSupport) -> None:
     assert finding.base is not None
     before, names, open_before = Path("/proc/self/cgroup").read_text(), set(finding.base.iterdir()), descriptors()
 
@@ -136,14 +136,14 @@ def test_a_machine_without_cgroups_says_so(tmp_path: Path) -> None:
     (tmp_path / "cgroup").write_text("4:memory:/\n")
     (tmp_path / "mountinfo").write_text(HYBRID)
 
-    assert cgroups.find(tmp_path) == Finding(None, "no cgroup v2 is mounted")
+    assert cgroups.find(tmp_path) == CgroupSupport(None, "no cgroup v2 is mounted")
     assert cgroups.find(tmp_path / "none").reason == (
         "what cgroup this process is in cannot be read (FileNotFoundError)"
     )
 
 
 @as_root
-def test_a_mount_that_is_read_only_beneath_is_found_out_by_trying(finding: Finding) -> None:
+def test_a_mount_that_is_read_only_beneath_is_found_out_by_trying(finding: CgroupSupport) -> None:
     """As an overlaid bind mount: the topmost entry is what counts."""
     assert finding.base is not None
     if shutil.which("unshare") is None:
@@ -167,7 +167,7 @@ DELEGATED = {
 
 
 @as_root
-def test_a_user_without_rights_has_what_was_delegated_to_it(finding: Finding) -> None:
+def test_a_user_without_rights_has_what_was_delegated_to_it(finding: CgroupSupport) -> None:
     with contextlib.ExitStack() as stack:
         directories = [stack.enter_context(own_cgroup(finding)) for _ in DELEGATED]
         for directory, (names, _) in zip(directories, DELEGATED.values(), strict=True):
@@ -186,7 +186,7 @@ def test_a_user_without_rights_has_what_was_delegated_to_it(finding: Finding) ->
                 assert (reason, base) == (f"{refusal} {directory}: it is not delegated to this user", "None")
 
 
-def test_a_supervisor_that_begins_in_the_leaf_makes_its_groups_beside_it(finding: Finding) -> None:
+def test_a_supervisor_that_begins_in_the_leaf_makes_its_groups_beside_it(finding: CgroupSupport) -> None:
     """So a restart in the same container does not go one deeper each time."""
     with own_cgroup(finding) as directory:
         (directory / LEAF).mkdir()
@@ -445,10 +445,10 @@ LIMITS: dict[str, Any] = {
 @pytest.mark.parametrize("setting", LIMITS)
 @pytest.mark.parametrize(
     "here",
-    [Finding(None, "no cgroup v2 is mounted"), Finding(Path("/nowhere"), "usable", has_kill=True)],
+    [CgroupSupport(None, "no cgroup v2 is mounted"), CgroupSupport(Path("/nowhere"), "usable", has_kill=True)],
     ids=["no cgroup", "no controller"],
 )
-def test_a_limit_that_cannot_be_enforced_is_refused_with_what_to_do(setting: str, here: Finding) -> None:
+def test_a_limit_that_cannot_be_enforced_is_refused_with_what_to_do(setting: str, here: CgroupSupport) -> None:
     why = here.reason if not here.usable else "controller is handed down to the cgroup of this process"
     for ask in (cgroups.check, cgroups.prepare):
         with pytest.raises(CannotStart, match=f"^{setting} cannot be enforced here: .*{why}; give the container"):
@@ -456,10 +456,10 @@ def test_a_limit_that_cannot_be_enforced_is_refused_with_what_to_do(setting: str
 
 
 def test_without_limits_and_without_cgroups_there_are_no_groups() -> None:
-    assert cgroups.prepare(Finding(None, "no cgroup v2 is mounted")) is None
+    assert cgroups.prepare(CgroupSupport(None, "no cgroup v2 is mounted")) is None
 
 
-def test_a_supervisor_without_limits_stays_in_its_cgroup(finding: Finding) -> None:
+def test_a_supervisor_without_limits_stays_in_its_cgroup(finding: CgroupSupport) -> None:
     assert finding.base is not None
     before, was_there = Path("/proc/self/cgroup").read_text(), (finding.base / LEAF).exists()
 

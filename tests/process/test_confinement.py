@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import CannotStart, SpawnFailed
-from agent_runtime.process.confinement_choice import ITEMS, choose, hunt
+from agent_runtime.process.confinement_choice import ITEMS, choose, try_to_reach
 from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.process.linux.landlock import Confinement, Mode, beside
@@ -99,7 +99,7 @@ def test_a_child_under_landlock_reaches_nothing_of_what_it_reaches_without(home:
 
     assert confinement.mode is Mode.LANDLOCK
     assert confinement.reached == dict.fromkeys(WITHOUT_KEY, False)
-    free = hunt(spawner, Confinement(), settings_of(home), home / "data", mark)
+    free = try_to_reach(spawner, Confinement(), settings_of(home), home / "data", mark)
     assert [item for item, is_open in free.items() if not is_open] in ([], ["supervisor's memory", ITEMS[5]])  # Yama
 
 

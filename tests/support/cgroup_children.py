@@ -19,7 +19,7 @@ from tests.support.families import PATIENCE_SECONDS, eventually, program
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent_runtime.process.linux.cgroup_setup import Finding
+    from agent_runtime.process.linux.cgroup_setup import CgroupSupport
 
 NOBODY = 65534
 
@@ -97,7 +97,7 @@ def decoy(environ: dict[str, str] | None = None, **how: bool) -> Iterator[subpro
 
 
 @contextlib.contextmanager
-def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
+def own_cgroup(finding: CgroupSupport, *controllers: str) -> Iterator[Path]:
     """
     Make a cgroup for a driver, like the one that a container gets.
 

@@ -10,6 +10,7 @@ from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux.cgroup import Group
 
 _PASSES_BEFORE_RELEASE = 3
+"""After this many passes that find only known processes the shim is released, so that it ends what is left."""
 
 
 class CgroupLayer:
@@ -28,7 +29,7 @@ class CgroupLayer:
         self._group = group
         self._shim_handle = handle
         self._seen: set[int] = set()
-        self._patience = 0
+        self._passes_left = 0
         self._lock = threading.Lock()
 
     @property
@@ -45,9 +46,9 @@ class CgroupLayer:
             new = len(pids - self._seen)
             if new:
                 self._group.kill()
-                self._patience = _PASSES_BEFORE_RELEASE
-            elif self._patience:
-                self._patience -= 1
+                self._passes_left = _PASSES_BEFORE_RELEASE
+            elif self._passes_left:
+                self._passes_left -= 1
             else:
                 self._group.kill()
                 if self._shim_handle is not None:

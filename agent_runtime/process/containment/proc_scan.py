@@ -33,6 +33,7 @@ from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.proc import Identity, Process, View
 
 _PASSES_BEFORE_KILLING_EACH = 3
+"""After this many signals to the leader's group that end no new process, each process is killed by itself."""
 
 
 class _Pass(msgspec.Struct):
@@ -62,7 +63,7 @@ class ScanLayer:
     def __init__(self, attempt: AttemptProcesses, registry: AttemptRegistry, handle: ShimHandle | None = None) -> None:
         self._attempt = attempt
         self._shim_handle = handle
-        self._patience = _PASSES_BEFORE_KILLING_EACH
+        self._passes_left = _PASSES_BEFORE_KILLING_EACH
         self._registry = registry
         self._frozen: set[Identity] = set()
         self._seen: set[Identity] = set()
@@ -102,7 +103,7 @@ class ScanLayer:
         finally:
             if current.group and self._shim_handle is not None:
                 self._shim_handle.kill_group()
-                self._patience = _PASSES_BEFORE_KILLING_EACH if current.new else self._patience - 1
+                self._passes_left = _PASSES_BEFORE_KILLING_EACH if current.new else self._passes_left - 1
             current.freezer.kill()
             self._seen |= current.seen.keys()
         return PassResult(len(current.seen), current.new, unattributed)
@@ -141,7 +142,7 @@ class ScanLayer:
             if process.dead or process.identity in current.seen:
                 continue
             current.seen[process.identity] = process
-            if self._patience and self._is_in_group(process):
+            if self._passes_left and self._is_in_group(process):
                 current.group += 1
                 current.new += process.identity not in self._seen
                 if current.more_follow:

@@ -47,7 +47,7 @@ _REMEDY = (
 )
 
 
-class Finding(msgspec.Struct, frozen=True):
+class CgroupSupport(msgspec.Struct, frozen=True):
     """
     Whether cgroups can be made here.
 
@@ -73,7 +73,7 @@ class _Unavailable(Exception):
     """Cgroups cannot be made in this place, for the reason in the message."""
 
 
-def find(proc: Path = Path("/proc/self")) -> Finding:
+def find(proc: Path = Path("/proc/self")) -> CgroupSupport:
     """
     Find out whether cgroups can be made here: make one, move this process in and back out, remove it.
 
@@ -86,7 +86,7 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
     try:
         places = cgroup_mount.locate((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(None, f"what cgroup this process is in cannot be read ({type(error).__name__})")
+        return CgroupSupport(None, f"what cgroup this process is in cannot be read ({type(error).__name__})")
     reasons = []
     for place in places:
         if isinstance(place, str):
@@ -99,8 +99,8 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
             reasons.append(str(error))
         else:
             how = "ended by cgroup.kill" if has_kill else "but this kernel has no cgroup.kill to end it (Linux 5.14)"
-            return Finding(base, f"each attempt has a cgroup of its own, {how}", has_kill, _controllers(base))
-    return Finding(None, reasons[0])
+            return CgroupSupport(base, f"each attempt has a cgroup of its own, {how}", has_kill, _controllers(base))
+    return CgroupSupport(None, reasons[0])
 
 
 def _try(base: Path, own: Path) -> bool:
@@ -214,7 +214,7 @@ class Groups:
 NO_LIMITS = Limits()
 
 
-def check(finding: Finding, limits: Limits) -> None:
+def check(finding: CgroupSupport, limits: Limits) -> None:
     """
     Check that limits can be enforced, as far as that shows without changing anything.
 
@@ -228,7 +228,7 @@ def check(finding: Finding, limits: Limits) -> None:
             raise _not_enforceable(name, f"no {name} controller is handed down to the cgroup of this process")
 
 
-def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
+def prepare(finding: CgroupSupport, limits: Limits = NO_LIMITS) -> Groups | None:
     """
     Prepare the cgroups of attempts; with limits, move the processes in our own cgroup into a leaf below it.
 
