@@ -59,8 +59,7 @@ _IN_WORDS = {
     "effort": f"must be one of {', '.join(get_args(Effort))}",
     "permission_mode": f"must be one of {', '.join(get_args(PermissionMode))}",
     "setting_sources": f"must be some of {', '.join(get_args(SettingSource))}",
-    "allowed_tools": "must hold no control characters",
-    "disallowed_tools": "must hold no control characters",
+    **dict.fromkeys(("allowed_tools", "disallowed_tools"), "must hold no control characters"),
     "title": "must hold more than blanks, and no control characters",
     "images": f"media_type must be one of {', '.join(get_args(ImageType))}",
     "labels": "names must be 1 to 63 of a-z, 0-9, _ . and -",
@@ -264,9 +263,11 @@ def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
             raise InvalidRequest("env: a name must be letters, digits and _, at most 256, and not begin with a digit")
         if not isinstance(value, str):
             raise InvalidRequest(f"env: the value of {_shown(name)} must be a string")
-        if (reason := _unfit_value(value)) is not None:
+        length = len(value.encode())
+        if "\0" in value or length > ARGUMENT_LIMIT_BYTES:
+            reason = f"must hold no NUL, and at most {ARGUMENT_LIMIT_BYTES} bytes"
             raise InvalidRequest(f"env: the value of {_shown(name)} {reason}")
-        size_bytes += len(name) + len(value.encode())
+        size_bytes += len(name) + length
     if size_bytes > ENV_LIMIT_BYTES:
         raise InvalidRequest(f"env: must not be longer than {ENV_LIMIT_BYTES} bytes altogether")
 
@@ -285,13 +286,6 @@ def _unfit_path(path: str) -> str | None:
     if len(parts) > 100 or max(map(len, parts)) > 255 or sum(map(len, parts)) + len(parts) > 3001:
         return f"must have {PATH_LIMITS}"
     return None
-
-
-def _unfit_value(value: str) -> str | None:
-    if "\0" in value:
-        return "must hold no NUL"
-    is_long = len(value.encode()) > ARGUMENT_LIMIT_BYTES
-    return f"must not be longer than {ARGUMENT_LIMIT_BYTES} bytes" if is_long else None
 
 
 def _plain(message: str) -> str:

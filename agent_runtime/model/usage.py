@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import msgspec
@@ -154,13 +155,10 @@ def split(whole: UsageByModel, seen: list[UsageByModel]) -> list[UsageByModel]:
             choices = (same, [one.price for one in own], [one.price for one in totals])
             weights = next(filter(any, choices), [*([0] * (len(seen) - 1)), 1])
             digits = COST_DIGITS if name == "cost_usd" else None
-            given, used = 0, 0
             # The sums up to each part are rounded, not the parts: so the parts add up to the whole.
-            for part, weight in zip(parts, weights, strict=True):
-                used += weight
-                up_to = round(getattr(usage, name) * used / sum(weights), digits)
-                part[name] = round(up_to - given, digits)
-                given = up_to
+            ends = [round(getattr(usage, name) * used / sum(weights), digits) for used in accumulate(weights)]
+            for part, begin, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
+                part[name] = round(end - begin, digits)
         for share, part in zip(shares, parts, strict=True):
             if one := ModelUsage(**part):
                 share[model] = one
