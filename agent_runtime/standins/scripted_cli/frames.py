@@ -4,7 +4,7 @@ The frames and lines the scripted CLI prints, in the shape of Claude Code 2.1.33
 Pure: no I/O but the clock.
 
 Source: Claude Code 2.1.330 run against a stand-in of the Messages API; fields without a reader here (slash commands,
-skills, sub-agent statistics) are left out.
+skills, sub-agent statistics and the like) are left out.
 """
 
 from __future__ import annotations
@@ -60,13 +60,8 @@ def init(version: str, *, cwd: str, model: str, permission_mode: str, key_source
         "mcp_servers": [],
         "model": model,
         "permissionMode": permission_mode,
-        "slash_commands": ["compact", "context", "init", "review"],
         "apiKeySource": key_source,
         "claude_code_version": version,
-        "output_style": "default",
-        "agents": ["general-purpose"],
-        "skills": [],
-        "plugins": [],
     }
 
 
@@ -83,7 +78,6 @@ def assistant(block: Frame, *, model: str, message_id: str, usage: Frame | None 
             "stop_reason": None,
             "stop_sequence": None,
             "usage": usage or {**NO_USAGE, "input_tokens": 10, "output_tokens": 1},
-            "context_management": None,
         },
         "parent_tool_use_id": None,
     }
@@ -175,9 +169,8 @@ def result(
         "duration_api_ms": duration_ms // 2,
         "num_turns": num_turns,
         "total_cost_usd": cost,
-        "usage": {**usage, "server_tool_use": {"web_search_requests": 0, "web_fetch_requests": 0}},
+        "usage": usage,
         "modelUsage": {},
-        "permission_denials": [],
     }
     if model is not None:
         frame["modelUsage"][model] = {
@@ -185,10 +178,8 @@ def result(
             "outputTokens": usage["output_tokens"],
             "cacheReadInputTokens": usage["cache_read_input_tokens"],
             "cacheCreationInputTokens": usage["cache_creation_input_tokens"],
-            "webSearchRequests": 0,
             "costUSD": cost,
             "contextWindow": CONTEXT_WINDOWS.get(model, 1_000_000),
-            "maxOutputTokens": 128_000,
         }
     if text is not None:
         frame["result"] = text
