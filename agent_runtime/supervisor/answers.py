@@ -181,14 +181,13 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
 
     If the transcript could not be written or read, the answer lacks its log, and ``metadata.retained`` is false.
     """
-    record = execution.record
-    if execution.transcript.incomplete:
+    record, transcript = execution.record, execution.transcript
+    if transcript.incomplete:
         execution.writer.mark_unretained()
     if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
-        lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
+        lines, truncated = transcript.answer_log(log_limit_bytes, execution.result_line)
         frames = frames_of(lines)
-        written = execution.transcript
-        is_lost = written.incomplete or len(frames) < len(lines) or (written.last_line > 0 and not frames)
+        is_lost = len(frames) < len(lines) or (transcript.last_line > 0 and not frames)
         if is_lost:
             execution.writer.mark_unretained()
         body = Success(
