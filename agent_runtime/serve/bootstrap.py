@@ -233,8 +233,9 @@ def _no_lock(directory: Path, variable: str, error: OSError) -> CannotStart:
 def _listen(settings: Settings) -> Iterator[socket.socket]:
     with contextlib.ExitStack() as held:
         try:
+            host = settings.host.encode()  # for a text Python would load tables of international names
             family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             listener = held.enter_context(contextlib.closing(socket.socket(family, kind, protocol)))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -63,9 +63,10 @@ def test_an_address_that_is_taken_or_not_ours_is_told() -> None:
             bootstrap._listen(Settings(port=port)),
         ):
             pass
-    elsewhere = Settings(host="203.0.113.7", insecure_no_access_key=True)
-    with pytest.raises(CannotStart, match=r"203\.0\.113\.7.*set AGENT_RUNTIME_HOST"), bootstrap._listen(elsewhere):
-        pass
+    for host in ("203.0.113.7", "no..name"):
+        elsewhere = Settings(host=host, insecure_no_access_key=True)
+        with pytest.raises(CannotStart, match=f"{host}:.*set AGENT_RUNTIME_HOST"), bootstrap._listen(elsewhere):
+            pass
 
 
 def test_a_start_that_fails_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
