@@ -27,7 +27,7 @@ Pieces: TypeAlias = Iterator[tuple[bytes, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ModelAnswer:
     """
     An answer of the model, as it is sent.
 

@@ -37,7 +37,7 @@ from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 from agent_runtime.standins.messages_api.body import (
     EVENT_STREAM,
     JSON,
-    Message,
+    ModelAnswer,
     Pieces,
     beginning,
     error_body,
@@ -113,7 +113,7 @@ class _Responder:
             if counts:
                 return msgspec.json.encode({"input_tokens": 1 + len(request.body) // 4})
             on_usage = functools.partial(self._api.record_usage, seen)
-            message = Message(content, wanted.model, f"{next(self._ids):08d}", position, on_usage)
+            message = ModelAnswer(content, wanted.model, f"{next(self._ids):08d}", position, on_usage)
             return message.stream() if wanted.stream else message.whole()
 
         await self._answer(connection, seen, reply, body_of)

@@ -49,7 +49,7 @@ class Credential(NamedTuple):
         return f"<Credential from {self.source}>"
 
 
-class ApiError(Exception):
+class RequestFailed(Exception):
     """A request failed at the API or on the way to it; *status* is None if no answer came."""
 
     def __init__(self, status: int | None, body: str, headers: Mapping[str, str]) -> None:
@@ -149,22 +149,22 @@ class Api:
                 raise GaveUp
             try:
                 return self._request(credential)
-            except ApiError as error:
+            except RequestFailed as error:
                 self._wait_or_give_up(error, attempt, credential)
 
-    def _wait_or_give_up(self, error: ApiError, attempt: int, credential: Credential) -> None:
+    def _wait_or_give_up(self, error: RequestFailed, attempt: int, credential: Credential) -> None:
         """Print what the CLI prints on a refused request, then wait for the next attempt or give up."""
         run = self._run
         run.debug(frames.api_error_line(error.status, error.body, attempt=attempt))
         self._report_limit(error.headers)
-        ending = ending_of(error, credential, run.options)
-        if attempt < ending.attempts:
+        reaction = reaction_to(error, credential, run.options)
+        if attempt < reaction.attempts:
             pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
-            word = ending.retry_word or ending.word
+            word = reaction.retry_word or reaction.word
             run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
             time.sleep(pause_seconds * self._pause_factor)
             return
-        run.give_up(ending.text, error=ending.word, status=error.status, kind=error.kind)
+        run.give_up(reaction.text, error=reaction.word, status=error.status, kind=error.kind)
         raise GaveUp
 
     def _report_limit(self, headers: Mapping[str, str]) -> None:
@@ -189,7 +189,7 @@ class Api:
         run, options = self._run, self._run.options
         url = urlsplit(run.environment.get("ANTHROPIC_BASE_URL", ""))
         if url.scheme != "http" or url.hostname is None:
-            raise ApiError(None, "Connection error.", {})  # a stand-in never talks to the real API
+            raise RequestFailed(None, "Connection error.", {})  # a stand-in never talks to the real API
         betas = ["claude-code-20250219", *([OAUTH_BETA] if credential.is_oauth else [])]
         body: Frame = {
             "model": options.model_name,
@@ -218,10 +218,10 @@ class Api:
             answer_headers = {name.lower(): value for name, value in response.getheaders()}
             if response.status != 200:
                 text = response.read().decode(errors="replace")
-                raise ApiError(response.status, text, answer_headers)
+                raise RequestFailed(response.status, text, answer_headers)
             message = self._read_stream(response)
         except (OSError, http.client.HTTPException) as broken:
-            raise ApiError(None, "Connection error.", {}) from broken
+            raise RequestFailed(None, "Connection error.", {}) from broken
         finally:
             connection.close()
         self._report_limit(answer_headers)
@@ -260,9 +260,9 @@ class Api:
                     message["stop_reason"] = event["delta"].get("stop_reason")
                     message["usage"] = message["usage"] | event.get("usage", {})
                 case "error":
-                    raise ApiError(None, json.dumps(event), {})
+                    raise RequestFailed(None, json.dumps(event), {})
         if "stop_reason" not in message:
-            raise ApiError(None, "Connection error.", {})
+            raise RequestFailed(None, "Connection error.", {})
         run.count(message["usage"])
         return message
 
@@ -274,7 +274,7 @@ def server_sent_events(response: http.client.HTTPResponse) -> Iterator[Frame]:
             yield json.loads(line[5:])
 
 
-class Ending(NamedTuple):
+class Reaction(NamedTuple):
     """
     What the CLI makes of an API error.
 
@@ -291,7 +291,7 @@ class Ending(NamedTuple):
     retry_word: str | None = None
 
 
-def ending_of(error: ApiError, credential: Credential, options: Options) -> Ending:
+def reaction_to(error: RequestFailed, credential: Credential, options: Options) -> Reaction:
     """
     Return what the CLI makes of an API error.
 
@@ -303,30 +303,30 @@ def ending_of(error: ApiError, credential: Credential, options: Options) -> Endi
     match error.status:
         case None:
             text = "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)"
-            return Ending(MAX_ATTEMPTS, "server_error", text, "unknown")
+            return Reaction(MAX_ATTEMPTS, "server_error", text, "unknown")
         case 401:
             gives_up_soon = credential.is_oauth and options.version > frames.REPEATS_REFUSALS_UP_TO
-            return Ending(3 if gives_up_soon else MAX_ATTEMPTS, refused, f"Failed to authenticate. {text}")
+            return Reaction(3 if gives_up_soon else MAX_ATTEMPTS, refused, f"Failed to authenticate. {text}")
         case 403 if "revoked" in error.message:
             text = "OAuth token revoked. Please log in again or contact your administrator."
-            return Ending(3, refused, f"Failed to authenticate: {text}")
+            return Reaction(3, refused, f"Failed to authenticate: {text}")
         case 403:
-            return Ending(1, refused, f"Failed to authenticate. {text}")
+            return Reaction(1, refused, f"Failed to authenticate. {text}")
         case 400 if "credit balance" in error.message:
-            return Ending(1, "billing_error", "Credit balance is too low")
+            return Reaction(1, "billing_error", "Credit balance is too low")
         case 404:
             text = (
                 f"There's an issue with the selected model ({options.model_name}). It may not exist or you may not "
                 "have access to it. Run --model to pick a different model."
             )
-            return Ending(1, "model_not_found", text)
+            return Reaction(1, "model_not_found", text)
         case 429 if error.is_limit:
             reset = time.gmtime(int(error.headers.get("anthropic-ratelimit-unified-reset", "0")))
-            return Ending(1, "rate_limit", "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", reset))
+            return Reaction(1, "rate_limit", "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", reset))
         case 429:
-            return Ending(MAX_ATTEMPTS, "rate_limit", text)
+            return Reaction(MAX_ATTEMPTS, "rate_limit", text)
         case 408:
-            return Ending(MAX_ATTEMPTS, "unknown", text)
+            return Reaction(MAX_ATTEMPTS, "unknown", text)
         case status if status >= 500:
-            return Ending(MAX_ATTEMPTS, "server_error", text, "overloaded" if status == 529 else None)
-    return Ending(1, "unknown", text)
+            return Reaction(MAX_ATTEMPTS, "server_error", text, "overloaded" if status == 529 else None)
+    return Reaction(1, "unknown", text)

@@ -56,14 +56,14 @@ class Refusal(Exception):
     """Arguments or input that the real CLI refuses, too; the message is what the real CLI prints on stderr."""
 
 
-class Message(NamedTuple):
+class Prompt(NamedTuple):
     """What the caller asks: the text, and, if there are images, the whole content."""
 
     text: str
     content: str | list[Frame]
 
 
-def converse(run: Run, api: Api, message: Message) -> int:
+def converse(run: Run, api: Api, message: Prompt) -> int:
     """Answer a prompt by a conversation with the API, and return the exit code."""
     run.init(key_source=api.key_source)
     try:
@@ -74,7 +74,7 @@ def converse(run: Run, api: Api, message: Message) -> int:
     return 0
 
 
-def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = converse) -> int:
+def main(arguments: Sequence[str], answer: Callable[[Run, Api, Prompt], int] = converse) -> int:
     """Run the CLI, and return its exit code; *answer* answers each prompt and returns an exit code."""
     version = os.environ.get("SCRIPTED_CLI_VERSION", frames.DEFAULT_VERSION)
     if arguments and arguments[0] in {"-v", "--version"}:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = 
         return 1
 
 
-def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Message], int]) -> int:
+def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Prompt], int]) -> int:
     """Answer the prompt; with ``--input-format stream-json`` answer each prompt that comes on stdin."""
     api = Api(run)
     if run.options.resume and not run.load_session():
@@ -112,12 +112,12 @@ def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Mess
     ):
         run.debug(f"{frames.timestamp()} [DEBUG] {line}")
     code = 0
-    for message in read_messages(run, prompt):
+    for message in read_prompts(run, prompt):
         code = answer(run, api, message)
     return code
 
 
-def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
+def read_prompts(run: Run, prompt: str | None) -> Iterator[Prompt]:
     """
     Yield the caller's prompts, from the arguments or from stdin.
 
@@ -128,7 +128,7 @@ def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
             frame = json.loads(line)
             if frame.get("type") == "user":
                 content = frame["message"]["content"]
-                yield Message(_plain_text(content), content)
+                yield Prompt(_plain_text(content), content)
     else:
         if prompt is None:
             if not select.select([0], [], [], NO_INPUT_SECONDS)[0]:
@@ -140,7 +140,7 @@ def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
             raise Refusal(
                 "Error: Input must be provided either through stdin or as a prompt argument when using --print"
             )
-        yield Message(prompt, prompt)
+        yield Prompt(prompt, prompt)
 
 
 def _plain_text(content: str | list[Frame]) -> str:

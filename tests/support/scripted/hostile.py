@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.standins.scripted_cli.api import Api
-    from agent_runtime.standins.scripted_cli.main import Message
+    from agent_runtime.standins.scripted_cli.main import Prompt
     from agent_runtime.standins.scripted_cli.runtime import Run
 
 FLOOD_CHUNK_BYTES = 65_536
@@ -32,7 +32,7 @@ FLOOD_CHUNK_BYTES = 65_536
 class HostileSteps(Steps):
     """The steps of :class:`Steps`, and those of a hostile or broken child."""
 
-    def __init__(self, run: Run, api: Api, message: Message) -> None:
+    def __init__(self, run: Run, api: Api, message: Prompt) -> None:
         super().__init__(run, api, message)
         self._spawned: list[int] = []
 

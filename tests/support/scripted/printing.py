@@ -16,7 +16,7 @@ from agent_runtime.standins.scripted_cli.runtime import STDERR, STDOUT, Run
 if TYPE_CHECKING:
     from agent_runtime.standins.scripted_cli.api import Api
     from agent_runtime.standins.scripted_cli.frames import Frame
-    from agent_runtime.standins.scripted_cli.main import Message
+    from agent_runtime.standins.scripted_cli.main import Prompt
 
 STREAMS = {"stdout": STDOUT, "stderr": STDERR}
 
@@ -28,7 +28,7 @@ class BadScript(Exception):
 class PrintingSteps:
     """The printing half of :class:`tests.support.scripted.steps.Steps`."""
 
-    def __init__(self, run: Run, api: Api, message: Message) -> None:
+    def __init__(self, run: Run, api: Api, message: Prompt) -> None:
         self._run = run
         self._api = api
         self._message = message

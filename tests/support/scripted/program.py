@@ -16,13 +16,13 @@ from tests.support.scripted.steps import check, play
 if TYPE_CHECKING:
     from agent_runtime.standins.scripted_cli.api import Api
     from agent_runtime.standins.scripted_cli.frames import Frame
-    from agent_runtime.standins.scripted_cli.main import Message
+    from agent_runtime.standins.scripted_cli.main import Prompt
     from agent_runtime.standins.scripted_cli.runtime import Run
 
 NOTHING_LEFT: Frame = {"script": [{"do": "init"}, {"do": "result", "text": "Nothing left to play."}]}
 
 
-def answer(run: Run, api: Api, message: Message) -> int:
+def answer(run: Run, api: Api, message: Prompt) -> int:
     """Play the script the message holds, or go on with the session's, or behave as the real CLI does."""
     resumed = run.options.resume
     script = script_in(message.text)
