@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -10,9 +11,9 @@ from typing import Any
 import msgspec
 
 from agent_runtime.claude.frames import decode
-from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable, TokenLimited
+from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable
 from agent_runtime.execution.execution import Execution
-from agent_runtime.model.problem import ErrorDetail, problem
+from agent_runtime.model.problem import problem, with_detail_object
 from agent_runtime.model.records import SUCCESS, Answer, ExecutionRecord, Instant, Metadata, instant, to_json
 from agent_runtime.model.state import Outcome
 from agent_runtime.notifier import Notifier
@@ -223,19 +224,13 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
 
 def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.ERROR) -> Answer:
     """Build the answer of an execution whose supervisor failed or was killed, from its record alone."""
-    failure = problem(
-        error_class,
-        error_class.sentence,
-        execution_id=record.execution_id,
-        metadata=record.metadata,
-        token_generation=record.metadata.token_generation,
-    )
+    build = functools.partial(problem, error_class, error_class.sentence, execution_id=record.execution_id)
     try:
-        body = to_json(failure)
+        body = to_json(build(metadata=record.metadata, token_generation=record.metadata.token_generation))
     except (UnicodeEncodeError, TypeError):
         # A field that cannot be encoded may be why the supervisor failed: answer without the metadata.
-        body = to_json(problem(error_class, error_class.sentence, execution_id=record.execution_id))
-    return Answer(failure.status, body)
+        body = to_json(build())
+    return Answer(error_class.status, body)
 
 
 def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
@@ -264,17 +259,10 @@ def in_form(answer: Answer, record: ExecutionRecord, settings: Settings, transcr
     if answer.status_code == SUCCESS:
         fields.setdefault("structured_output", msgspec.Raw(b"null"))  # not stored by earlier versions
     elif settings.error_detail == "object":
-        error_class = record.error_class or ErrorClass.ERROR
         lines, _ = transcript.answer_log(settings.answer_log_limit)
-        detail = ErrorDetail(
-            message=msgspec.json.decode(fields["detail"], type=str),
-            error_code=str(error_class),
-            error_class=error_class,
-            metadata=record.metadata,
-            execution_log=frames_of(lines),
-            code=msgspec.json.decode(fields["code"], type=str) if "code" in fields else None,
-        )
-        fields["detail"] = _raw(detail)
+        stored, error_class = msgspec.json.decode(answer.body, type=_StoredProblem), record.error_class
+        failure = problem(error_class or ErrorClass.ERROR, stored.detail, code=stored.code, metadata=record.metadata)
+        fields["detail"] = _raw(with_detail_object(failure, frames_of(lines)).detail)
     return msgspec.structs.replace(answer, body=msgspec.json.encode(fields))
 
 
@@ -285,16 +273,19 @@ class _StoredBody(msgspec.Struct):
     truncated_log: bool = False
 
 
-def _raw(value: Metadata | ErrorDetail) -> msgspec.Raw:
+class _StoredProblem(msgspec.Struct):
+    detail: str
+    code: str | None = None
+
+
+def _raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:
     """Return the seconds for Retry-After and the end of a usage limit (epoch seconds), where known."""
-    if isinstance(execution.error, TokenLimited):
-        return execution.error.retry_after_seconds, execution.limited_until
     if isinstance(execution.error, AdmissionError):
-        return execution.error.retry_after_seconds, None
+        return execution.error.retry_after_seconds, execution.error.resets_at
     if error_class is ErrorClass.RATE_LIMIT:
         resets_at = execution.resets_at
         seconds = UNKNOWN_LIMIT_SECONDS if resets_at is None else resets_at - time.time()

@@ -83,10 +83,13 @@ class Archive(msgspec.Struct, eq=False):
         with self._ended_lock:
             return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
 
-    def save(self, record: ExecutionRecord) -> bool:
-        """Write a record that has changed; return whether that was possible."""
+    def save(self, record: ExecutionRecord, answer: Answer | None = None) -> bool:
+        """Write a record that has changed, with its answer if it is final; return whether that was possible."""
         try:
-            self.records.save(record)
+            if answer is None:
+                self.records.save(record)
+            else:
+                self.records.conclude(record, answer)
         except StoreUnavailable as error:
             self.counts.count("records_unwritten")
             log.error("record not written: %s", error, extra={"execution_id": record.execution_id})
@@ -102,17 +105,12 @@ class Archive(msgspec.Struct, eq=False):
             while len(self._ended_at) > RECENT_KEPT:
                 del self._ended_at[next(iter(self._ended_at))]
         try:
-            self.records.conclude(record, answer)
-        except StoreUnavailable as error:
-            self.counts.count("records_unwritten")
-            log.error("answer not written: %s", error, extra={"execution_id": record.execution_id})
-            return False
+            return self.save(record, answer)
         finally:
             # After the record: a crash in between leaves an unfinished execution, which needs its task. Done even if
             # the record cannot be written, because otherwise an execution that has ended would be run again.
             if record.error_class is not ErrorClass.INTERRUPTED:
                 self.tasks.delete(record.execution_id)
-        return True
 
     def conclude_failed(self, record: ExecutionRecord) -> Answer:
         """End an execution whose answer could not be built: its record must not say that it runs."""
