@@ -63,24 +63,20 @@ def split_line(line: bytes) -> list[Piece]:
     line = line.removesuffix(b"\n")
     text = line.decode("utf-8", "replace")
     found = _pieces(text)
-    if not _has_frame(found) and len(line) <= _CLEANED_BYTES and not text.isprintable():
+    if not found and len(line) <= _CLEANED_BYTES and not text.isprintable():
         found = _pieces(plain(line))
-    return found if _has_frame(found) else [Piece(None, line)]
+    return found or [Piece(None, line)]
 
 
 def read_frame(line: bytes) -> Frame | None:
     """Return the frame at the beginning of a line; None: there is none."""
     if is_utf8(line) and (frame := decode(line)) is not None:
         return frame
-    first = next((piece for piece in split_line(line) if piece.frame is not None), None)
-    return first.frame if first is not None and not first.follows_text else None
-
-
-def _has_frame(found: list[Piece]) -> bool:
-    return any(piece.frame is not None for piece in found)
+    return split_line(line)[0].frame
 
 
 def _pieces(text: str) -> list[Piece]:
+    """Split a line into frames and the text around them; empty: it has no frame."""
     found: list[Piece] = []
     begin = tries = read_in_vain = at = 0
     follows_text = False
@@ -92,17 +88,16 @@ def _pieces(text: str) -> list[Piece]:
             read_in_vain += error.pos - at if isinstance(error, json.JSONDecodeError) else 0
             at += 1
             continue
-        before = text[begin:at]
         is_frame = isinstance(value.get("type"), str) or _is_noise(text[:at] + text[end:])
-        if is_frame and (piece := _frame_piece(value, follows_text=follows_text or not _is_noise(before))):
-            if not _is_noise(before):
+        if is_frame and (rewritten := _rewritten(value)):
+            if not _is_noise(text[begin:at]):
                 follows_text = True
-                found.append(_text_piece(before))
-            found.append(piece)
+                found.append(Piece(None, text[begin:at].encode()))
+            found.append(Piece(*rewritten, follows_text))
             begin = end
         at = end
-    if not _is_noise(text[begin:]):
-        found.append(_text_piece(text[begin:]))
+    if found and not _is_noise(text[begin:]):
+        found.append(Piece(None, text[begin:].encode()))
     return found
 
 
@@ -111,12 +106,8 @@ def _is_noise(text: str) -> bool:
     return not text or (len(text) <= _CLEANED_BYTES and not plain(text.encode()).replace(_UNREADABLE, "").strip())
 
 
-def _text_piece(text: str) -> Piece:
-    return Piece(None, text.encode())
-
-
-def _frame_piece(value: dict[str, Any], *, follows_text: bool) -> Piece | None:
-    """Rewrite an object as a frame; None if that is nested too deep."""
+def _rewritten(value: dict[str, Any]) -> tuple[Frame, bytes] | None:
+    """Rewrite an object as a frame, decoded and as JSON; None if it is nested too deep."""
     try:
         data = _strict(value)
         frame = decode(data)
@@ -126,7 +117,7 @@ def _frame_piece(value: dict[str, Any], *, follows_text: bool) -> Piece | None:
             frame = decode(data) or _fitting_frame(json.loads(data))
     except (ValueError, RecursionError):
         return None
-    return Piece(frame, data, follows_text)
+    return frame, data
 
 
 def _strict(value: object) -> bytes:

@@ -378,14 +378,13 @@ def plain(data: bytes) -> str:
     if text.isprintable():
         return text
     if "\x1b" in text:
-        text = "".join(_without_sequence(piece, first=number == 0) for number, piece in enumerate(text.split("\x1b")))
+        first, *others = text.split("\x1b")
+        text = first + "".join(map(_without_sequence, others))
     return "".join(character for character in text if character.isprintable() or character in "\t\n")
 
 
-def _without_sequence(piece: str, *, first: bool) -> str:
+def _without_sequence(piece: str) -> str:
     """Remove the rest of a control sequence (ECMA-48) from the beginning of *piece*."""
-    if first:
-        return piece
     if piece.startswith("]"):  # of any length, ended by BEL, or by the escape before the next piece
         return piece.partition("\x07")[2]
     if not piece.startswith("["):
