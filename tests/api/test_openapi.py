@@ -125,6 +125,12 @@ def test_every_reference_leads_somewhere_and_no_component_is_idle(built: Descrip
     assert {name for name in kept - referred if "/securitySchemes/" not in name} == set()
 
 
+def test_no_description_lists_attributes_as_a_docstring_does(built: Description) -> None:
+    schemas = built.document["components"]["schemas"]
+
+    assert [name for name, schema in schemas.items() if "Attributes:" in schema.get("description", "")] == []
+
+
 def test_what_needs_the_key_says_so_and_the_header_is_the_one_that_is_set() -> None:
     document = build(ROUTES, access_header="X-Other", key_required=True)
 

@@ -218,11 +218,11 @@ def _schemas(rows: Collection[Operation], more: dict[str, Any], *, strict: bool)
 def _complete(name: str, schema: dict[str, Any]) -> None:
     """Split a type's description, which is its docstring, among the type and its fields, and mark required fields."""
     schema.pop("title", None)
+    text, _, attributes = schema["description"].partition("\n\nAttributes:\n")
+    schema["description"] = _to_markdown(text)
     if "enum" in schema:
         schema["type"] = "string"
         return
-    text, _, attributes = schema["description"].partition("\n\nAttributes:\n")
-    schema["description"] = _to_markdown(text)
     properties = schema["properties"]
     for field in _INTERNAL:
         properties.pop(field, None)
