@@ -158,9 +158,7 @@ class _Counted(StreamingResponse):
         finally:
             sending.cancel()
             self._streams.count -= 1
-            self._streams.by_caller[self._caller] -= 1
-            if not self._streams.by_caller[self._caller]:
-                del self._streams.by_caller[self._caller]
+            self._streams.by_caller -= Counter((self._caller,))  # without callers that have none left
             if not self._streams.count:
                 self._streams.batches.clear()
 
