@@ -13,6 +13,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,7 +24,6 @@ from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Group
-from agent_runtime.process.linux.oom_kills import OomWatch
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -47,7 +47,8 @@ class Child:
         started_at: Seconds since the epoch.
         pidfd: Readable as soon as the leader has ended.
         stdin: Non-blocking descriptor of the pipe, like ``stdout`` and ``stderr``; only this class closes them.
-        oom_watch: Counts the kernel's kills for lack of memory in the container, from before the child until its end.
+        oom_in_container: Returns whether the kernel has killed a process in the container for lack of memory, since
+            before the child began.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Child:
         self._open: set[int] = set(pipes)
         self._is_open = True
         self._exit: Exit | None = None
-        self.oom_watch: OomWatch | None = None
+        self.oom_in_container: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"exit {self._exit.code}"
@@ -93,9 +94,10 @@ class Child:
         """
         if self._group is not None and self._group.counts_memory:
             return self._group.oom_kills() > 0, False
-        if self.oom_watch is None or not self.oom_watch.has_counted:
+        if not self.oom_in_container():
             return False, False
-        return not self.oom_watch.is_shared, self.oom_watch.is_shared
+        is_shared = self._attempt.ran_beside_another
+        return not is_shared, is_shared
 
     @property
     def shim_pid(self) -> int | None:
@@ -177,8 +179,6 @@ class Child:
                 self._close(descriptor)
             if self._is_open:
                 self._is_open = False
-                if self.oom_watch is not None:
-                    self.oom_watch.end()
                 self._handle.close()
                 if self._group is not None:
                     self._group.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,14 +65,10 @@ class Containment(msgspec.Struct, frozen=True):
         Raises:
             NotSpawned: The child could not be started; nothing is left open or running.
         """
-        watch = self.oom_kills.watch()
-        try:
-            confined = replace(command, confinement=self.confinement)
-            child = self.spawner.spawn(confined, self.kind, self.groups, shim, also_scan=self.asked == AUTO)
-        except BaseException:
-            watch.end()
-            raise
-        child.oom_watch = watch
+        oom_kills_before = self.oom_kills.count()
+        confined = replace(command, confinement=self.confinement)
+        child = self.spawner.spawn(confined, self.kind, self.groups, shim, also_scan=self.asked == AUTO)
+        child.oom_in_container = functools.partial(self.oom_kills.has_risen, oom_kills_before)
         return child
 
     def reap_orphans(self) -> None:

@@ -9,9 +9,14 @@ import pytest
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Ending, verdict
+from agent_runtime.process.child import Child
+from agent_runtime.process.containment.registry import new_mark
+from agent_runtime.process.containment_choice import Containment
 from agent_runtime.process.linux.cgroup_mount import oom_counter_file
 from agent_runtime.process.linux.cgroup_setup import LEAF
 from agent_runtime.process.linux.oom_kills import OomKills
+from agent_runtime.process.spawn import Command
+from tests.support.families import spawner
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup ro,relatime - tmpfs tmpfs rw,mode=755
@@ -45,6 +50,9 @@ PLACES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+PATIENCE_SECONDS = 10.0
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_the_counter_of_our_own_cgroup_is_found(name: str) -> None:
     cgroup_text, mountinfo_text, expected = PLACES[name]
@@ -70,41 +78,38 @@ def test_the_counter_is_read_in_both_versions(tmp_path: Path, text: str, counted
 
 def test_a_counter_that_cannot_be_read_counts_nothing(tmp_path: Path) -> None:
     for kills in (OomKills(), OomKills(tmp_path / "none"), OomKills(tmp_path), OomKills.of_this_container(tmp_path)):
-        watch = kills.watch()
-        assert (kills.count(), watch.has_counted) == (None, False)
-        watch.end()
+        assert (kills.count(), kills.has_risen(None), kills.has_risen(0)) == (None, False, False)
 
 
 def test_a_counter_that_goes_or_comes_back_counts_nothing(tmp_path: Path) -> None:
     file = tmp_path / "memory.events"
     kills = OomKills(file)
-    before_it_came = kills.watch()
     file.write_text("oom_kill 3\n")
-    assert not before_it_came.has_counted
+    assert (kills.has_risen(2), kills.has_risen(3), kills.has_risen(None)) == (True, False, False)
 
-    watch = kills.watch()
     file.write_text("oom_kill 1\n")
-    assert not watch.has_counted
+    assert not kills.has_risen(3)
     file.unlink()
-    assert not watch.has_counted
+    assert not kills.has_risen(1)
 
 
 def test_attempts_that_ran_at_once_share_what_was_counted(tmp_path: Path) -> None:
     file = tmp_path / "memory.events"
     file.write_text("oom_kill 0\n")
-    kills = OomKills(file)
-    first, second = kills.watch(), kills.watch()
-    first.end()
-    first.end()
-    second.end()
-    alone = kills.watch()
+    containment = Containment(spawner, oom_kills=OomKills(file))
+
+    def spawned() -> Child:
+        return containment.spawn(Command(argv=("true",), env={}, cwd=Path("/"), mark=new_mark(tmp_path)))
+
+    first, second = spawned(), spawned()
+    second.finish(PATIENCE_SECONDS)
+    first.finish(PATIENCE_SECONDS)
+    alone = spawned()
+    assert alone.oom_kills == (False, False)
     file.write_text("oom_kill 1\n")
 
-    assert [(watch.is_shared, watch.has_counted) for watch in (first, second, alone)] == [
-        (True, True),
-        (True, True),
-        (False, True),
-    ]
+    assert [child.oom_kills for child in (first, second, alone)] == [(False, True), (False, True), (True, False)]
+    alone.finish(PATIENCE_SECONDS)
 
 
 def test_a_supervisor_in_its_leaf_looks_where_attempts_are(tmp_path: Path) -> None:

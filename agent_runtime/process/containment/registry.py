@@ -54,6 +54,7 @@ class AttemptProcesses:
         shim: The process that adopts orphans of the attempt; None if there is none, or while it is being started.
         began_ticks: When the attempt began, on the clock of :func:`agent_runtime.process.linux.syscalls.boot_ticks`.
         ending: Whether every process of the attempt may be killed.
+        ran_beside_another: Whether another attempt has run at the same time.
     """
 
     def __init__(self, mark: str) -> None:
@@ -62,6 +63,7 @@ class AttemptProcesses:
         self.leader: Identity | None = None
         self.shim: Identity | None = None
         self.ending = False
+        self.ran_beside_another = False
 
     @property
     def may_have_orphans(self) -> bool:
@@ -90,6 +92,8 @@ class AttemptRegistry:
         with self._lock:
             if mark in self._attempts:
                 raise ValueError("another living attempt has this mark")
+            for other in self._attempts.values():
+                other.ran_beside_another = attempt.ran_beside_another = True
             self._attempts[mark] = attempt
             if self._first_ticks is None:
                 self._first_ticks = attempt.began_ticks

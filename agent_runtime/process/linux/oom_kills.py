@@ -8,7 +8,6 @@ and must know whether another attempt ran meanwhile: see ``Ending.oom_nearby``.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from agent_runtime.process.linux import cgroup_mount
@@ -26,8 +25,6 @@ class OomKills:
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._lock = threading.Lock()
-        self._watches: set[OomWatch] = set()
 
     @classmethod
     def of_this_container(cls, proc: Path = Path("/proc/self")) -> OomKills:
@@ -52,39 +49,7 @@ class OomKills:
         counted = dict(zip(words[::2], words[1::2], strict=False)).get(b"oom_kill", b"")
         return int(counted) if counted.isdigit() else None
 
-    def watch(self) -> OomWatch:
-        """Begin to count for an attempt that is about to start; :meth:`OomWatch.end` must follow."""
-        watch = OomWatch(self, self.count())
-        with self._lock:
-            for other in self._watches:
-                other.is_shared = watch.is_shared = True
-            self._watches.add(watch)
-        return watch
-
-    def _end(self, watch: OomWatch) -> None:
-        with self._lock:
-            self._watches.discard(watch)
-
-
-class OomWatch:
-    """
-    Compares the container's counter before and during one attempt. Made by :meth:`OomKills.watch` only.
-
-    Attributes:
-        is_shared: Whether another attempt ran at the same time.
-    """
-
-    def __init__(self, kills: OomKills, before: int | None) -> None:
-        self._kills = kills
-        self._before = before
-        self.is_shared = False
-
-    @property
-    def has_counted(self) -> bool:
-        """Whether any process was killed since the watch began; False if the counter cannot be read."""
-        now = None if self._before is None else self._kills.count()
-        return now is not None and self._before is not None and now > self._before
-
-    def end(self) -> None:
-        """Record that the attempt is over; further calls do nothing."""
-        self._kills._end(self)  # noqa: SLF001 - the two are one
+    def has_risen(self, before: int | None) -> bool:
+        """Whether any process was killed since *before* was counted; False if the counter cannot be read."""
+        now = None if before is None else self.count()
+        return now is not None and before is not None and now > before
