@@ -139,7 +139,8 @@ class AgentClient:
             ClientError: The execution failed, or no answer came, as in :meth:`run`.
         """
         seconds = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
-        return await self._outcome(execution_id, None, seconds)
+        patience = exchange.Patience(self._patience_seconds, execution_id)
+        return await self._outcome(Submission(self._http, patience, execution_id, None), seconds)
 
     def stream(self, execution_id: str, *, after: int = 0, partial: bool = False) -> AsyncGenerator[StreamEvent, None]:
         """
@@ -303,19 +304,13 @@ class AgentClient:
         name = str(uuid.uuid4()) if execution_id is None else execution_id
         given = {key: value for key, value in fields.items() if value is not None}
         body = _encoded({"message": message, **given, "execution_id": name})
-        known = execution_id is not None
-        return await self._outcome(
-            name, body, total_seconds, waits=waits, is_known=known, max_resumes=self._max_resumes
-        )
+        patience, is_known = exchange.Patience(self._patience_seconds, name), execution_id is not None
+        task = Submission(self._http, patience, name, body, waits, is_known, self._max_resumes)
+        return await self._outcome(task, total_seconds)
 
-    async def _outcome(
-        self, execution_id: str, body: bytes | None, total_seconds: float, *, waits: bool = True, **options: Any
-    ) -> answers.Answer:
-        patience = exchange.Patience(self._patience_seconds, execution_id)
+    async def _outcome(self, task: Submission, total_seconds: float) -> answers.Answer:
         try:
-            answer = await Submission(self._http, patience, execution_id, body, waits=waits).run(
-                total_seconds, **options
-            )
+            answer = await task.run(total_seconds)
         except TokenFailed as error:
             await self._report(error)
             raise

@@ -55,6 +55,8 @@ class Submission:
     Attributes:
         body: The body of every POST; another body would count as another task. None: the task was submitted before.
         waits: Wait for the answer; otherwise only for admission.
+        is_known: The id is the caller's, so an earlier execution may have ended under it.
+        max_resumes: How often the task is posted again after a shutdown interrupted it.
         not_admitted: The last error if the task is certainly not admitted; None: it may be.
     """
 
@@ -63,16 +65,16 @@ class Submission:
     execution_id: str
     body: bytes | None = field(repr=False)
     waits: bool = True
+    is_known: bool = False
+    max_resumes: int = 0
     not_admitted: ClientError | None = None
 
-    async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer:
+    async def run(self, total_seconds: float) -> Answer:
         """
         Get the task admitted and, if :attr:`waits` is set, wait for its answer.
 
         Args:
             total_seconds: The time limit of the call.
-            is_known: The id is the caller's, so an earlier execution may have ended under it.
-            max_resumes: How often the task is posted again after a shutdown interrupted it.
 
         Returns:
             The answer; if :attr:`waits` is not set and the execution goes on, one with the status ``accepted``.
@@ -82,16 +84,16 @@ class Submission:
         """
         try:
             async with asyncio.timeout(total_seconds):
-                return await self._run(is_known, max_resumes)
+                return await self._run()
         except TimeoutError:
             over = Unreachable.because(
                 "deadline", "the deadline of the call is over; an execution that was admitted goes on"
             )
             raise (self.not_admitted or over).about(self.execution_id) from None
 
-    async def _run(self, is_known: bool, max_resumes: int) -> Answer:
+    async def _run(self) -> Answer:
         # A result from before the first POST is not its answer.
-        before = await self._known_end() if is_known else None
+        before = await self._known_end() if self.is_known else None
         accepted = Answer(execution_id=self.execution_id, status="accepted")
         posts, was_admitted, resumes = self.body is not None, self.body is None, 0
         while True:
@@ -118,7 +120,7 @@ class Submission:
             elif before and not posts and (end.ended_at, end.error_class) == (before.ended_at, before.error_class):
                 posts = True  # the POST whose connection broke has not arrived
                 await self.patience.pause(unreachable(LOST, self.http.base_url))
-            elif end.error_class == "interrupted" and resumes < max_resumes:
+            elif end.error_class == "interrupted" and resumes < self.max_resumes:
                 resumes += 1
                 self.patience.reset()
                 # Another client, or the supervisor itself at its start, may have resumed it already.
