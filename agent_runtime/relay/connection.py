@@ -44,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         on_end: Called when it does.
         peer: Pid and user id of the process that connected to the Unix socket; None: it is a TCP connection.
         is_used: Whether a message was exchanged on the connection before: the other side may have closed it since.
+        owner: The identity that the requests on the connection have shown; None: there was none yet.
         is_of_cli: Whether the CLI itself is at the other end, not one of its tools; None: not known.
     """
 
@@ -53,6 +54,7 @@ class Connection(asyncio.BufferedProtocol):
         self.on_end: Callable[[], object] = lambda: None
         self.peer: tuple[int, int] | None = None
         self.is_used = False
+        self.owner: object = None
         self.is_of_cli: bool | None = None
         self._received = memoryview(received)
         self._on_open = on_open

@@ -142,7 +142,7 @@ class Relay:
         self._prefix = f"/{secrets.token_hex(16)}"
         self._identities: dict[bytes, Identity] = {}
         self._budget = MemoryBudget()
-        self._connections: dict[asyncio.Task[None], Identity | None] = {}
+        self._connections: dict[asyncio.Task[None], Connection] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -255,7 +255,7 @@ class Relay:
             connection.reset()
             return
         task = asyncio.ensure_future(self._serve_connection(connection))
-        self._connections[task] = None
+        self._connections[task] = connection
         task.add_done_callback(self._connection_ended)
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
@@ -264,8 +264,8 @@ class Relay:
             log.error("a fault of the relay", exc_info=error)
 
     def _end_connections(self, identity: Identity) -> None:
-        for task, owner in list(self._connections.items()):
-            if owner is identity:
+        for task, connection in list(self._connections.items()):
+            if connection.owner is identity:
                 task.cancel()
 
     async def _serve_connection(self, connection: Connection) -> None:
@@ -284,20 +284,18 @@ class Relay:
 
     async def _serve_request(self, connection: Connection) -> bool:
         """Answer one request; return whether another may follow."""
-        task = asyncio.current_task()
-        owner = self._connections.get(task) if task is not None else None
         request = None
         try:
-            async with asyncio.timeout(HEAD_SECONDS if owner is None else None):
+            async with asyncio.timeout(HEAD_SECONDS if connection.owner is None else None):
                 request = await read_head(connection, self._prefix if connection.peer is None else "", self._budget)
             if request is None:
                 return False
             found = (self._identities.get(digest_of(text)) for text in request.credentials)
             identity = next(filter(None, found), None)
-            if identity is None or owner not in {None, identity} or task is None:
+            if identity is None or connection.owner not in {None, identity}:
                 self.count("unknown")
                 return await _refuse(connection, request, 404, "the relay does not know the sender")
-            self._connections[task] = identity
+            connection.owner = identity
             await self._check_sender(identity, connection)
             await read_body(connection, request, is_stored=request.may_pass)
             if not request.may_pass:

@@ -139,14 +139,9 @@ class Request(msgspec.Struct):
 
     @property
     def credentials(self) -> list[str]:
-        """The values of the request's credential headers: API keys, and bearer tokens without the scheme."""
-        found = []
-        for name, value in self.headers:
-            if name.lower() == "x-api-key":
-                found.append(value.strip())
-            elif name.lower() == "authorization" and value[:7].lower() == "bearer ":
-                found.append(value[7:].strip())
-        return found
+        """The values of the request's credential headers, without the scheme of bearer tokens."""
+        values = (value for name, value in self.headers if name.lower() in {"x-api-key", "authorization"})
+        return [value.strip() if value[:7].lower() != "bearer " else value[7:].strip() for value in values]
 
     def header(self, name: str) -> str:
         """Return all values of a header, joined by commas; *name* is in lower case."""
