@@ -174,6 +174,19 @@ def test_only_a_living_attempts_identity_is_let_in(api: RawApi, child: Relayed) 
     assert len(api.requests) == 1
 
 
+def test_a_connection_belongs_to_the_identity_that_it_has_shown_first(api: RawApi, child: Relayed) -> None:
+    other = child.relay.deliver(child.secret.generation)
+    [second] = [value for value in other.variables.values() if value.startswith("relay-")]
+    with child.connect() as raw:
+        answers = []
+        for token in (child.placeholder, second):
+            raw.sendall(child.head(token=token) + b"Content-Length: 0\r\n\r\n")
+            answers.append(read_answer(raw).partition(b"\r\n")[0].split()[1])
+
+    assert answers == [b"200", b"404"]
+    assert len(api.requests) == 1
+
+
 @pytest.mark.parametrize(
     "target",
     [
