@@ -46,7 +46,8 @@ _ARGUMENTS = (
 RESERVED_IDS = {"running"}
 """Ids that would collide with a path of the HTTP interface."""
 
-_FIELD_IN_MESSAGE = r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`"
+_FIELD_IN_MESSAGE = r".*`\$\.([A-Za-z_]{1,40})|.*required field `([A-Za-z_]{1,40})`"
+"""The first part of the path in a message of msgspec; without a path, the field that is missing."""
 
 _IN_WORDS = {
     "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
@@ -290,14 +291,14 @@ def _unfit_path(path: str) -> str | None:
 
 def _plain(message: str) -> str:
     """Put the field's name in front of msgspec's message, which names types and rules but never values."""
-    found = re.search(_FIELD_IN_MESSAGE, message)
+    found = re.match(_FIELD_IN_MESSAGE, message)
     name = found[1] or found[2] if found else None
     reason = message.split(" - at ", 1)[0]
     if "matching regex" in reason or "enum value" in reason:  # the reason quotes the value
         reason = _IN_WORDS.get(name or "", "is not one of those that there are")
     if "unknown field" in reason:
         reason = "holds a field that is not known"  # its name is the caller's, and not for an error text
-    if "missing required field" in reason:
+    if found and found[2]:
         reason = "is missing"
     for python, words in _TYPES.items():
         reason = reason.replace(python, words)

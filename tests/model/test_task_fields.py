@@ -86,6 +86,13 @@ BAD: dict[str, list[Any]] = {
         *({"properties": []}, {"properties": {"a": 3}}, {"not": {"type": "text"}}, {"items": {"type": [1]}}),
         *({"required": "a"}, {"required": [1]}, {"enum": 1}, {"items": 1}, {"anyOf": {}}, {"anyOf": [3]}, {"not": []}),
         *({"$defs": {"a": {"allOf": 1}}}, {"description": "x" * ARGUMENT_LIMIT_BYTES}),
+        *({keyword: {"a": 3}} for keyword in ("patternProperties", "$defs", "definitions", "dependentSchemas")),
+        *({keyword: [3]} for keyword in ("allOf", "oneOf", "prefixItems", "items")),
+        *({keyword: 3} for keyword in ("additionalProperties", "contains", "if", "then", "else", "propertyNames")),
+    ],
+    "images": [
+        *([{"media_type": "image/bmp", "data": "AAAA"}], [{"media_type": "image/png", "data": "not-repeated"}]),
+        *([{"media_type": "image/png"}], [{"media_type": "image/png", "data": ""}] * 101),
     ],
     "agents": [
         *([], "rev", {"rev": 3}, {"": REVIEWER}, {"a,b": REVIEWER}, {"--a": REVIEWER}),
