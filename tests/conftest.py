@@ -45,8 +45,9 @@ def _version_of(executable: str) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "claude" in metafunc.fixturenames:
-        found = claudes(os.environ) or [""]
-        if metafunc.definition.get_closest_marker("newest_cli") is not None:
+        is_marked = metafunc.definition.get_closest_marker
+        found = claudes(os.environ, and_older=is_marked("every_cli") is not None) or [""]
+        if is_marked("newest_cli") is not None:
             found = found[-1:]
         metafunc.parametrize("claude", found, ids=_version_of, indirect=True)
 
@@ -74,7 +75,8 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
 @pytest.fixture(scope="session", autouse=True)
 def _what_was_proved_is_shared(tmp_path_factory: pytest.TempPathFactory) -> None:
     own = tmp_path_factory.getbasetemp()
-    api_mode.shared_directory = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    if not os.environ.get(api_mode.SHARED):
+        api_mode.shared_directory = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session", autouse=True)

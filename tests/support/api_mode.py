@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
+OLDER = "AGENT_RUNTIME_TEST_OLDER_CLAUDE"
+SHARED = "AGENT_RUNTIME_TEST_SHARED"
 MODE = "AGENT_RUNTIME_TEST_API_MODE"
 MODES = ("first_party", "base_url")
 NOBODY = "http://127.0.0.1:9"
@@ -42,13 +44,22 @@ NOWHERE_BY_NAME = "first-party-proof.invalid"
 PROOF_TOKEN = "sk-ant-oat01-of-the-proof-that-a-cli-takes-the-tunnel"
 PROOF_SECONDS = 90
 
-shared_directory = Path(tempfile.gettempdir())
-"""Directory with the facts about each CLI that one worker of a test run finds out for all; set by ``conftest.py``."""
+shared_directory = Path(os.environ.get(SHARED) or tempfile.gettempdir())
+"""
+Directory with the facts about each CLI that one worker of a test run finds out for all; ``conftest.py`` sets it to the
+test run's own unless the variable names one, for several test runs.
+"""
 
 
-def claudes(environ: Mapping[str, str]) -> list[str]:
-    """Return the executables of the CLI to test with; the variable lists them separated by colons, like ``PATH``."""
-    return [entry for entry in environ.get(CLAUDES, "").split(":") if entry]
+def claudes(environ: Mapping[str, str], *, and_older: bool = False) -> list[str]:
+    """
+    Return the executables of the CLI to test with; the variables list them separated by colons, like ``PATH``.
+
+    Args:
+        and_older: Begin with those that only tests marked ``every_cli`` use.
+    """
+    listed = f"{environ.get(OLDER, '') if and_older else ''}:{environ.get(CLAUDES, '')}"
+    return [entry for entry in listed.split(":") if entry]
 
 
 @contextlib.contextmanager
@@ -63,7 +74,7 @@ def leading_to(api_url: str, claude: str, directory: Path) -> Iterator[dict[str,
     mode = os.environ.get(MODE, MODES[0])
     if mode not in MODES:
         pytest.fail(f"{MODE} must be one of {', '.join(MODES)}")
-    is_base_url = not is_standin or claude not in claudes(os.environ) or mode != MODES[0]
+    is_base_url = not is_standin or claude not in claudes(os.environ, and_older=True) or mode != MODES[0]
     if is_base_url or not asks_otherwise(claude):
         yield {"ANTHROPIC_BASE_URL": api_url}
         return

@@ -202,7 +202,7 @@ def supervised(
         (home / name).mkdir(parents=True, exist_ok=True)
     if token is not None:
         put(home / "secret" / "token", token.encode())
-    if claude in claudes(os.environ):
+    if claude in claudes(os.environ, and_older=True):
         shutil.copy(proofs_of(claude), home / "data")
     log = home / "supervisor.log"
     given = environment or {}
