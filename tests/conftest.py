@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,9 +53,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("claude", found, ids=_version_of, indirect=True)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that have a timeout of their own: they take longest, and the others fit beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    """
+    Begin with the tests that have a timeout of their own, which take longest, and then with the largest modules.
+
+    A worker runs a whole module: a large one that is begun last keeps it busy while the others have nothing left.
+    """
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, -sizes[item.path]))
 
 
 def _in_turn(kinds: Iterable[Kind]) -> list[ParameterSet]:

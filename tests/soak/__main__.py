@@ -125,7 +125,7 @@ def soak(options: argparse.Namespace, home: Path, journal: Journal) -> None:
             def load_until(share: float, *names: str) -> None:
                 """Go on so long, and then until these were done often enough: a busy machine takes longer."""
                 until, wanted = begun + share * options.seconds, {name: least[name] for name in names}
-                patience = until + options.seconds + 60
+                patience = until + options.seconds + 240
                 while time.monotonic() < until or (
                     journal.missing(wanted, options.seconds) and time.monotonic() < patience
                 ):

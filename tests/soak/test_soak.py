@@ -24,10 +24,10 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_half_a_minute_of_a_soak_violates_nothing() -> None:
     with start("30", "--seed", "18", "--livez", "60") as soak:
-        table, _ = soak.communicate(timeout=390)
+        table, _ = soak.communicate(timeout=890)
     sys.stdout.write(table)
 
     assert soak.returncode == 0, table
