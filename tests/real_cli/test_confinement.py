@@ -15,7 +15,7 @@ from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.support.hunted import assert_kept, hunted
 from tests.support.tls_api import tls_api
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODES = [
     pytest.param(

@@ -30,7 +30,7 @@ from tests.support.supervised import API_KEY, OLD, supervised
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 EVIL = "sk-ant-oat01-of-a-settings-file-00000000000"
 EVIL_KEY = "sk-ant-api03-of-a-settings-file-00000000000"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.supervised import Supervised
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 RELAY = {"AGENT_RUNTIME_TOKEN_DELIVERY": "relay"}
 EXECUTIONS = 8

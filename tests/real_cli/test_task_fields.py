@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.standins.messages_api.script import Reply
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 REVIEWER = {"description": "Reviews", "prompt": "You are THE-REVIEWER.", "tools": ["Read"]}

@@ -12,7 +12,7 @@ from tests.support.supervised import NEW, OLD, Supervised, eventually, supervise
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 NAMES = {
     "input_tokens": "input_tokens",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.timeout(300)]
 
 OWN = {"AGENT_RUNTIME_WORKSPACES": "per_execution", "AGENT_RUNTIME_SLOTS": "8"}
 
