@@ -255,9 +255,8 @@ class TranscriptWriter(TranscriptReader):
         # The size is known even if the files cannot be opened; opening them may find more lines.
         self._last_line = file_size(index_path) // ENTRY_BYTES
         if self._last_line or file_size(data_path):
-            self._write(
-                b"", array("Q")
-            )  # repairs what a crash has left; a new transcript is opened with its first line
+            # Repairs what a crash has left; a new transcript is opened with its first line.
+            self._write(b"", array("Q"))
 
     @property
     def last_line(self) -> int:
