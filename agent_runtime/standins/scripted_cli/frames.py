@@ -62,6 +62,7 @@ def init(version: str, *, cwd: str, model: str, permission_mode: str, key_source
         "permissionMode": permission_mode,
         "apiKeySource": key_source,
         "claude_code_version": version,
+        "agents": ["general-purpose"],
     }
 
 
