@@ -79,13 +79,13 @@ async def post_task(context: ApiContext, request: Request) -> Response:
     """
     Admit a task and answer when it has ended; the execution does not depend on this request.
 
-    The same `execution_id` again joins while it runs, gets the kept answer after a success, and after any failure,
-    or cancelled, begins a new attempt that goes on in its session where anything was done in it. Another body is a
-    409, or after a failure begins anew. An id whose record cannot be read is a 409 `storage`: the task may have
-    run. One session is used by one execution at a time: another that names it waits. A `resume_session_id` that the
-    CLI does not know is a 409 with `code` `session_unknown`; a session whose history the API refuses is given up
-    for a new one (`metadata.session_restarted`). Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false
-    they are ignored and named in `metadata.ignored_fields`.
+    A task with the `execution_id` of a running execution joins it. After a success it gets the kept answer; after a
+    failure or a cancellation it begins a new attempt, which goes on in the session if that holds progress. With
+    another body it is a 409, or after a failure begins in a new session. If the record of the id cannot be read, it
+    is a 409 `storage`: the task may have run. One execution uses a session at a time: another one that names the
+    session waits. A `resume_session_id` that the CLI does not know is a 409 with `code` `session_unknown`; a session
+    whose history the API refuses is given up for a new one (`metadata.session_restarted`). Unknown fields are an
+    error; where `AGENT_RUNTIME_STRICT` is false they are ignored and named in `metadata.ignored_fields`.
     """
     headers = request.headers
     trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))

@@ -76,12 +76,12 @@ class RunAnswer:
         self.stop_reason: str | None = None
         self.asked_model = False
         self.is_stopping = False
-        self._last_blocks: list[ContentBlock] = []
+        self._last_blocks: list[ContentBlock] = []  # of the last own message with text, unless a tool call follows
         self._command_output: str | None = None
         self._message_id: str | None = None
-        self._is_whole: bool | None = None
-        self._turn_goes_on = False
-        self._turn_is_to_come = False
+        self._is_whole: bool | None = None  # the last own message was finished; None: not known
+        self._turn_goes_on = False  # a turn has begun after the present result
+        self._turn_is_to_come = False  # the CLI will begin another turn, about the end of a task
 
     @property
     def is_without_model(self) -> bool:

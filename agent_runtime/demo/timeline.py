@@ -25,9 +25,9 @@ class Timeline:
         """The seconds since the start of the demo."""
         return time.monotonic() - self._began
 
-    def say(self, who: str, text: str) -> None:
-        """Print one event."""
-        self.write(f"{self.elapsed_seconds:6.2f} s  {who:<10}  {' '.join(text.split())}")
+    def say(self, source: str, text: str) -> None:
+        """Print one event, and its source: an execution, the supervisor, the API, or the demo."""
+        self.write(f"{self.elapsed_seconds:6.2f} s  {source:<10}  {' '.join(text.split())}")
 
     def write(self, text: str) -> None:
         """Print *text* and a newline."""

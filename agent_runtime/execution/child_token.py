@@ -40,10 +40,10 @@ class ChildToken:
         self._publish = publish
         self._lock = threading.Lock()
         self._held: list[tuple[Generation, float]] = [(delivered.generation, delivered_at)]
-        self._waiting: Generation | None = None
-        self._can_receive: Generation | None = None
-        self._repeats = False
-        self._answered = 0
+        self._waiting: Generation | None = None  # delivered, and not re-read by the child yet
+        self._can_receive: Generation | None = None  # delivered, even if it is not known whether the child re-reads
+        self._repeats = False  # the CLI repeats a refused request, and re-reads its file for each repetition
+        self._answered = 0  # number of the last generation whose answer was published
 
     @property
     def newest(self) -> Generation:

@@ -34,15 +34,18 @@ def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | No
     Raises:
         StoreUnavailable: The disk cannot be read.
     """
+    used = (
+        (model if by is UsedBy.MODEL else token.subscription, usage)
+        for record in records.ended_since(since)
+        for attempt in record.attempts
+        if attempt.ended_at is None or attempt.ended_at >= since
+        for token in attempt.tokens
+        for model, usage in token.usage_by_model.items()
+    )
     found: dict[str | None, ModelUsage] = {}
-    for record in records.ended_since(since):
-        for attempt in record.attempts:
-            if attempt.ended_at is None or attempt.ended_at >= since:
-                for token in attempt.tokens:
-                    for model, usage in token.usage_by_model.items():
-                        name = model if by is UsedBy.MODEL else token.subscription
-                        place = name if name in found or len(found) < MOST_COUNTED else OTHER
-                        found[place] = found.get(place, NOTHING).plus(usage)
+    for name, usage in used:
+        place = name if name in found or len(found) < MOST_COUNTED else OTHER
+        found[place] = found.get(place, NOTHING).plus(usage)
     rest = found.pop(OTHER, NOTHING)
     ranked = sorted(found, key=lambda name: (-found[name].cost_usd, -found[name].context_tokens, name or ""))
     for name in ranked[MOST_NAMES:]:
