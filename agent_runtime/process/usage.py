@@ -8,12 +8,12 @@ table once, for all executions together.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import psutil
 
 from agent_runtime.model.records import Usage
+from agent_runtime.process.linux.proc import Snapshot, branch
 
 
 def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
@@ -24,24 +24,19 @@ def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
     counted twice or lost. A process that ends meanwhile counts as far as it was read. Open files and PSS of another
     user's process are unknown.
     """
-    below: defaultdict[int, list[psutil.Process]] = defaultdict(list)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            below[process.ppid()].append(process)
-    found = {}
+    now, found = Snapshot(), {}
     for key, pid in shims.items():
-        with contextlib.suppress(psutil.Error):
-            found[key] = _tree(psutil.Process(pid), below)
+        if pid in now.processes:
+            _, *below = (process.pid for process in branch(now, now.processes[pid]))
+            with contextlib.suppress(psutil.Error):
+                found[key] = _usage(psutil.Process(pid), below)
     return found
 
 
-def _tree(shim: psutil.Process, below: Mapping[int, list[psutil.Process]]) -> Usage:
+def _usage(shim: psutil.Process, below: Iterable[int]) -> Usage:
     usage = Usage(cpu_seconds=_reaped_seconds(shim))
-    waiting = list(below.get(shim.pid, ()))
-    while waiting:
-        process = waiting.pop()
-        waiting += below.get(process.pid, ())
-        with contextlib.suppress(psutil.Error), process.oneshot():
+    for pid in below:
+        with contextlib.suppress(psutil.Error), (process := psutil.Process(pid)).oneshot():
             times = process.cpu_times()
             usage.cpu_seconds += times.user + times.system + _reaped_seconds(process)
             usage.memory_bytes += process.memory_info().rss

@@ -79,6 +79,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         SettingsInvalid: The workspace or the children's user does not exist.
         CalledOff: A signal came.
     """
+    linux.save_memory()
     redactor = Redactor()
     logs = configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):

@@ -31,7 +31,6 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
-from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.secret.file import SecretFile, SecretStatus
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
@@ -322,7 +321,6 @@ async def _serve(
 ) -> int:
     settings = supervisor.settings
     sys.setswitchinterval(SWITCH_SECONDS)
-    linux.give_back_freed_memory()
     access = AccessKey(settings.access_key_file, settings.access_header, bootstrap.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: no caller is admitted until there is one", settings.access_key_file)
