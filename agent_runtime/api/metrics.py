@@ -66,7 +66,7 @@ class Metrics:
         yield CounterMetricFamily(PREFIX + "log_lines_lost", text, value=self._lost_lines())
         text = "Readers that were too slow while others waited."
         yield CounterMetricFamily(PREFIX + "readers_let_go", text, value=self._buffer.disconnected)
-        yield InfoMetricFamily(PREFIX + "build", "What runs.", value={"version": __version__})
+        yield InfoMetricFamily(PREFIX + "build", "The version that runs.", value={"version": __version__})
 
     def _single_values(self) -> Iterator[tuple[str, str, float | None]]:
         """Yield name, help and value of each gauge without labels; None: the metric has no sample now."""
