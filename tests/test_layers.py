@@ -262,3 +262,15 @@ def test_packages_and_modules_stay_small() -> None:
     assert {package: found for package, found in packages.items() if len(found) > MOST_MODULES} == {}
     assert {module: count for module, count in lines.items() if count > MOST_LINES} == {}
     assert statistics.median(lines.values()) <= MEDIAN_LINES
+
+
+def reached_parts(source: str) -> set[str]:
+    """List what a source reads of the supervisor through more than one of the supervisor's parts."""
+    chains = (ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    return {chain for chain in chains if chain.startswith("context.supervisor.") and chain.count(".") > 3}
+
+
+def test_no_handler_reaches_through_the_parts_of_the_supervisor() -> None:
+    assert reached_parts((ROOT / "api" / "handlers.py").read_text()) == set()
+    assert reached_parts("context.supervisor.archive.records.list()") == {"context.supervisor.archive.records.list"}
+    assert reached_parts("context.supervisor.admission.close()") == set()

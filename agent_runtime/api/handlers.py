@@ -35,7 +35,7 @@ from agent_runtime.model.trace_context import TraceContext, trace_context
 from agent_runtime.model.usage import NOTHING, ModelUsage
 from agent_runtime.settings import Settings
 from agent_runtime.store.tasks import NewTask
-from agent_runtime.store.usage import UsedBy, usage_since
+from agent_runtime.store.usage import UsedBy
 from agent_runtime.supervisor.answers import StoredResult
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.web.access import AccessKey, refuse_pages
@@ -120,7 +120,7 @@ def _new_task(context: ApiContext, trace: TraceContext | None, body: bytes) -> N
     """Parse and prepare the task in a body: everything that takes the longer the longer the body is."""
     check_json_bounds(body)
     task, ignored = parse(body, strict=context.settings.strict, redact=context.redact)
-    return context.supervisor.archive.prepare(task.with_trace(trace), ignored)
+    return context.supervisor.prepare(task.with_trace(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -150,8 +150,8 @@ async def list_executions(context: ApiContext, request: Request) -> Response:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
 
     def page() -> Response:
-        records, cursor = context.supervisor.archive.records.list(
-            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels=labels
+        records, cursor = context.supervisor.records(
+            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
         )
         shown = [msgspec.Raw(record_json(record, prompts=context.settings.show_prompts)) for record in records]
         return respond({"executions": shown, "next_cursor": cursor})
@@ -186,7 +186,7 @@ async def get_usage(context: ApiContext, request: Request) -> bodies.UsageReport
     at = None if since is None else epoch_seconds(since)
     if since is not None and at is None:
         raise InvalidRequest("since: must be an RFC 3339 time with its offset, or seconds since the epoch")
-    found = await asyncio.to_thread(usage_since, context.supervisor.archive.records, at or 0.0, UsedBy(by))
+    found = await asyncio.to_thread(context.supervisor.usage_since, at or 0.0, UsedBy(by))
     rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
     total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
     return bodies.UsageReport(by=UsedBy(by), since=instant(at), total=total, usage=rows)
@@ -194,7 +194,7 @@ async def get_usage(context: ApiContext, request: Request) -> bodies.UsageReport
 
 async def list_running(context: ApiContext, request: Request) -> bodies.RunningExecutions:
     """List the executions that run, wait, or ended lately."""
-    live = context.supervisor.live
+    state = context.supervisor.state
     running = [
         bodies.RunningExecution(
             execution_id=execution.execution_id,
@@ -206,12 +206,12 @@ async def list_running(context: ApiContext, request: Request) -> bodies.RunningE
             title=execution.record.title,
             labels=execution.record.labels,
         )
-        for execution in live.running
+        for execution in state.executions.running
     ]
     return bodies.RunningExecutions(
         executions=running,
-        pending_ids=live.pending_ids,
-        recently_completed_ids=context.supervisor.archive.recently_completed_ids,
+        pending_ids=state.executions.pending_ids,
+        recently_completed_ids=state.recently_completed_ids,
     )
 
 
@@ -263,9 +263,9 @@ async def call_off_drain(context: ApiContext, request: Request) -> bodies.DrainS
 
 
 def _drain_state(context: ApiContext) -> bodies.DrainState:
-    live = context.supervisor.live
+    state = context.supervisor.state
     return bodies.DrainState(
-        draining=context.supervisor.admission.draining, unfinished=len(live.running) + len(live.pending_ids)
+        draining=state.draining, unfinished=len(state.executions.running) + len(state.executions.pending_ids)
     )
 
 
@@ -305,10 +305,10 @@ async def stream_events(context: ApiContext, request: Request) -> Response:
 
 async def get_token(context: ApiContext, request: Request) -> bodies.TokenReport:
     """Show the token's state; never the token."""
-    gate, secret = context.supervisor.gate, context.supervisor.secret.status
-    limit, generation = gate.limit, secret.generation
+    state = context.supervisor.state
+    limit, secret, generation = state.limit, state.secret, state.secret.generation
     return bodies.TokenReport(
-        state=gate.state,
+        state=state.token,
         source=secret.source,
         generation=generation.number if generation else None,
         fingerprint=generation.token.fingerprint if generation else None,
@@ -317,11 +317,11 @@ async def get_token(context: ApiContext, request: Request) -> bodies.TokenReport
         expires_at=instant(generation.expires_at) if generation else None,
         subscription=generation.subscription if generation else None,
         error=secret.error,
-        last_refused_generation=gate.statuses.last_refused_generation,
+        last_refused_generation=state.last_refused_generation,
         limited_until=instant(limit.until) if limit is not None and limit.has_known_end else None,
         limit_type=limit.type if limit is not None else None,
         limit_model=limit.model if limit is not None else None,
-        held_by={str(number): count for number, count in context.supervisor.live.held_by.items()},
+        held_by={str(number): count for number, count in state.executions.held_by.items()},
     )
 
 
@@ -333,13 +333,14 @@ async def reload_token(context: ApiContext, request: Request) -> bodies.Reloaded
     """
     read = functools.partial(token_in, strict=context.settings.strict, redact=context.redact)
     reloaded = await context.supervisor.reload_token(await context.bodies.read(request, read))
-    secret = context.supervisor.secret.status
+    state = context.supervisor.state
+    secret = state.secret
     number = secret.generation.number if secret.generation else None
     return bodies.Reloaded(
         status="success",
         reloaded=reloaded,
         generation=number,
-        state=context.supervisor.gate.state,
+        state=state.token,
         error=secret.error,
     )
 
@@ -363,12 +364,13 @@ async def is_ready(context: ApiContext, request: Request) -> Response:
 async def get_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show the state of the whole supervisor; without the access key only whether all is well."""
     allowed = context.access.allows(request)
-    reasons = reasons_of(context.supervisor, context.access)
+    state = context.supervisor.state
+    reasons = reasons_of(state, context.access)
     if not allowed:
         return bodies.HealthInBrief(status="degraded" if reasons else "ok")
     if not context.access.required:
         refuse_pages(request)
-    return await report(context.supervisor, reasons, context.connections, context.streams)
+    return await report(state, reasons, context.connections, context.streams)
 
 
 async def get_api_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from agent_runtime import __version__
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Phase, TokenState
-from agent_runtime.supervisor.supervisor import Supervisor
+from agent_runtime.supervisor.supervisor import Supervisor, SupervisorState
 from agent_runtime.telemetry.counters import PREFIX
 from agent_runtime.web.response_buffer import ResponseBuffer
 
@@ -48,19 +48,19 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics of the present state, as prometheus-client requires of a collector."""
-        executions, token_state = self._supervisor.live, self._supervisor.gate.state
-        phases = [execution.phase for execution in executions.values()]
+        state = self._supervisor.state
+        phases = [execution.phase for execution in state.executions.values()]
         by_phase = {str(phase): phases.count(phase) for phase in Phase if phase is not Phase.FINISHED}
         yield _gauge("executions", "Executions that have not ended, by phase.", by_phase, "phase")
-        states = {str(known): known == token_state for known in TokenState}
+        states = {str(known): known == state.token for known in TokenState}
         yield _gauge("token_state", "1 for the state the token is in, 0 for the others.", states, "state")
-        by_slot = {execution.slot: execution.usage for execution in executions.running}
-        slots = {str(slot): by_slot.get(slot, Usage()) for slot in range(1, self._supervisor.slots.total + 1)}
+        by_slot = {execution.slot: execution.usage for execution in state.executions.running}
+        slots = {str(slot): by_slot.get(slot, Usage()) for slot in range(1, state.slots.total + 1)}
         memory = {slot: usage.memory_bytes for slot, usage in slots.items()}
         processes = {slot: usage.processes for slot, usage in slots.items()}
         yield _gauge("slot_memory_bytes", "Resident memory of the execution in a slot; 0: none runs.", memory, "slot")
         yield _gauge("slot_processes", "Processes of the execution in a slot; 0: none runs.", processes, "slot")
-        for name, text, value in self._single_values():
+        for name, text, value in self._single_values(state):
             yield _gauge(name, text, {"": value})
         text = "Lines of the log that were dropped because its reader was too slow."
         yield CounterMetricFamily(PREFIX + "log_lines_lost", text, value=self._lost_lines())
@@ -68,26 +68,25 @@ class Metrics:
         yield CounterMetricFamily(PREFIX + "readers_let_go", text, value=self._buffer.disconnected)
         yield InfoMetricFamily(PREFIX + "build", "The version that runs.", value={"version": __version__})
 
-    def _single_values(self) -> Iterator[tuple[str, str, float | None]]:
+    def _single_values(self, state: SupervisorState) -> Iterator[tuple[str, str, float | None]]:
         """Yield name, help and value of each gauge without labels; None: the metric has no sample now."""
-        supervisor, slots, executions = self._supervisor, self._supervisor.slots, self._supervisor.live
-        secret, usage, disk = supervisor.secret.status, executions.usage, supervisor.disk
-        generation, held = secret.generation, sum(execution.record.held for execution in executions.running)
-        yield "slots", "How many executions may run at once.", slots.total
-        yield "slots_taken", "Slots that are taken.", slots.busy
-        yield "slots_unkillable", "Slots that are taken by processes that cannot be ended.", supervisor.unkillable.slots
-        yield "queue_length", "New executions that wait for a slot.", slots.queue_length
-        yield "queue_limit", "How many new executions may wait.", slots.queue_limit
+        generation, secret, usage = state.secret.generation, state.secret, state.executions.usage
+        held = sum(execution.record.held for execution in state.executions.running)
+        yield "slots", "How many executions may run at once.", state.slots.total
+        yield "slots_taken", "Slots that are taken.", state.slots.busy
+        yield "slots_unkillable", "Slots that are taken by processes that cannot be ended.", state.unkillable
+        yield "queue_length", "New executions that wait for a slot.", state.slots.queue_length
+        yield "queue_limit", "How many new executions may wait.", state.slots.queue_limit
         yield "executions_held_now", "Executions that are held: a request of theirs waits for a token.", held
         text = "Resident memory of running executions, sampled once a second."
         yield "executions_memory_bytes", text, usage.memory_bytes
         yield "executions_pss_bytes", "The same with shared pages divided, where that can be read.", usage.pss_bytes
         yield "executions_processes", "Processes of running executions.", usage.processes
         yield "executions_open_files", "Open descriptors of running executions.", usage.open_files
-        yield "draining", "1 while admission is stopped by a drain.", supervisor.admission.draining
-        yield "ready", "1 while a task sent now would be let in, as /readyz says.", supervisor.unready() is None
+        yield "draining", "1 while admission is stopped by a drain.", state.draining
+        yield "ready", "1 while a task sent now would be let in, as /readyz says.", state.unready is None
         text = "How many executions in a row have failed, up to now."
-        yield "consecutive_failures", text, supervisor.admission.consecutive_failures
+        yield "consecutive_failures", text, state.consecutive_failures
         number = generation.number if generation else 0
         yield "token_generation", "Number of the generation in use; 0: there is none.", number
         text = "1 while the secret file cannot be used, though an earlier token may be."
@@ -102,8 +101,8 @@ class Metrics:
         yield "secret_last_success_timestamp_seconds", text, secret.last_loaded_at
         yield "response_buffer_bytes", "Bytes that are buffered for readers.", self._buffer.used_bytes
         yield "response_buffer_limit_bytes", "How much may be buffered for readers.", self._buffer.limit_bytes
-        yield "store_available", "1 while records can be written to disk.", disk.error is None
-        yield "disk_free_bytes", "Free bytes on the disk that holds the records.", disk.free_bytes
+        yield "store_available", "1 while records can be written to disk.", state.disk.error is None
+        yield "disk_free_bytes", "Free bytes on the disk that holds the records.", state.disk.free_bytes
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float | None], *labels: str) -> GaugeMetricFamily:
