@@ -61,7 +61,6 @@ from agent_runtime.tokens.upkeep import TokenUpkeep
 from agent_runtime.tokens.verifier import RefusalVerifier
 
 PRUNE_SECONDS = 600
-MEASURED_AFTER_SECONDS = 1.0
 
 
 class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,15 +346,10 @@ class Supervisor:
                     break
 
     async def _measure(self) -> None:
-        """Save the running executions' usage of the models, and measure what those use that have run for a second."""
+        """Save the running executions' usage of the models, and measure what their processes take of the machine."""
         for one in self._live.running:
             one.save_usage()
-        since = time.time() - MEASURED_AFTER_SECONDS
-        shims = {
-            one.execution_id: one.shim_pid
-            for one in self._live.running
-            if one.shim_pid is not None and (one.record.attempts[-1].started_at or 0.0) <= since
-        }
+        shims = {one.execution_id: one.shim_pid for one in self._live.running if one.shim_pid is not None}
         if not shims:
             return
         from agent_runtime.process.usage import sample  # psutil makes the start 6 ms longer, for nothing yet
