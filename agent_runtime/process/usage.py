@@ -22,14 +22,16 @@ def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
 
     CPU time is that of the living processes plus the time that dead ones have left to their parents, so that none is
     counted twice or lost. A process that ends meanwhile counts as far as it was read. Open files and PSS of another
-    user's process are unknown.
+    user's process are unknown. While no more files can be opened, nothing is measured.
     """
-    now, found = Snapshot(), {}
-    for key, pid in shims.items():
-        if pid in now.processes:
-            _, *below = (process.pid for process in branch(now, now.processes[pid]))
-            with contextlib.suppress(psutil.Error):
-                found[key] = _usage(psutil.Process(pid), below)
+    found: dict[str, Usage] = {}
+    with contextlib.suppress(OSError):
+        now = Snapshot()
+        for key, pid in shims.items():
+            if pid in now.processes:
+                _, *below = (process.pid for process in branch(now, now.processes[pid]))
+                with contextlib.suppress(psutil.Error):
+                    found[key] = _usage(psutil.Process(pid), below)
     return found
 
 

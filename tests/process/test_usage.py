@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_an_execution_of_less_than_a_second_has_processor_time_and_no_peaks(tmp_
         usage = supervisor.record("short")["usage"]
 
     assert usage["cpu_seconds"] > 0
+
+
+def test_without_a_free_descriptor_nothing_is_measured_and_nothing_raised() -> None:
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        found = sample({"gone": os.getpid()})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+    assert found == {}
+    assert sample({"found": os.getpid()}).keys() == {"found"}
 
 
 def test_what_is_gone_is_left_out_and_the_time_of_the_dead_is_not_counted_twice() -> None:
