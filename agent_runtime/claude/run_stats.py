@@ -181,7 +181,8 @@ class UsageCounter:
 
     def begin_turn(self, model: str) -> None:
         """Set the conversation's model to the one that the CLI begins a turn with."""
-        self.model_name, self._so_far = self._clean(model)[:_LONGEST_NAME], None
+        if (name := self._clean(model)[:_LONGEST_NAME]) != self.model_name:
+            self.model_name, self._so_far = name, None
         if LONG_CONTEXT_MARK in model.lower():
             self.context_window = self.context_window or LONG_CONTEXT_WINDOW
 

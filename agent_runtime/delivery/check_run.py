@@ -57,13 +57,17 @@ class CheckRun:
         self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
         self._child = child
         self._last_words = LastWords()
-        self._pipes = Pipes(
-            child,
-            stdin_bytes=stdin_bytes,
-            frame_limit_bytes=LINE_LIMIT_BYTES,
-            on_lines=self._lines,
-            on_quiet=lambda *_: None,
-        )
+        try:
+            self._pipes = Pipes(
+                child,
+                stdin_bytes=stdin_bytes,
+                frame_limit_bytes=LINE_LIMIT_BYTES,
+                on_lines=self._lines,
+                on_quiet=lambda *_: None,
+            )
+        except BaseException:
+            self.close()
+            raise
 
     def read_until(self, condition: Callable[[], bool]) -> bool:
         """

@@ -93,6 +93,7 @@ class Execution:
         self.task = task
         self.writer = writer
         self.transcript = context.transcripts.writer(writer.record.execution_id)
+        self.reader = context.transcripts.reader(writer.record.execution_id)
         self.live_texts = LiveTexts()
         self.changed = Notifier()
         self.stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()

@@ -50,11 +50,11 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A picture for the model.
 
     Attributes:
-        data: Base64 in JSON, without a ``data:`` prefix.
+        data: Base64, without a ``data:`` prefix.
     """
 
     media_type: ImageType
-    data: bytes
+    data: str
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):

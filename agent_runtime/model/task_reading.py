@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -176,6 +177,11 @@ def _check(task: Task) -> None:
             raise InvalidRequest("agents: each must have a description and a prompt, which are texts")
     if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
         raise InvalidRequest(f"mcp_config: {reason}")
+    for image in task.images or ():
+        try:
+            base64.b64decode(image.data, validate=True)
+        except ValueError:
+            raise InvalidRequest("images: data must be base64") from None
 
 
 def _check_together(task: Task) -> None:
@@ -231,7 +237,9 @@ def _schema_fault(schema: dict[str, Any]) -> str | None:
     try:
         msgspec.convert(schema, _Schema)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at ")
+        reason, _, place = str(error).rpartition(" - at ")
+        if "enum value" in reason:  # the reason quotes the value
+            reason = f"must be one of {', '.join(get_args(_TypeName))}, or a list of them"
         return f"{place}: {_plain(reason)}"
     return None
 

@@ -138,8 +138,9 @@ class Child:
             return SweepReport(killed=0, survivors=0, unattributed=0, seconds=0.0)
         self._attempt.ending = True
         is_empty = self._group is not None and not self._group.populated
-        if not is_empty:
-            self._handle.kill_group()  # at once, because most are in it; the passes find the others
+        if not is_empty and not self._handle.shim_has_ended:
+            # At once, because most are in it; the shim adopts the others, so that the passes find them.
+            self._handle.kill_group()
         self.poll()
         with contextlib.nullcontext() if is_empty else linux.urgent():
             return containment.sweep(self._layers, deadline)

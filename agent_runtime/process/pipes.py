@@ -22,7 +22,7 @@ WRITE_BYTES = 256 * 1024
 
 
 class Wake:
-    """Wakes a poll loop; every method may be called from any thread, at any time, and does not block."""
+    """Wakes a poll loop; :meth:`set` may be called from any thread, at any time, and does not block."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

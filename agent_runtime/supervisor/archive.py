@@ -333,7 +333,7 @@ class Archive(msgspec.Struct, eq=False):
         """Delete executions that are too old or take too much space; a failure is tried again the next time."""
         self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
-            prune(
+            deleted = prune(
                 self.records,
                 self.transcripts,
                 max_age_seconds=self.settings.retain_age,
@@ -345,3 +345,6 @@ class Archive(msgspec.Struct, eq=False):
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)
+            return
+        if deleted:
+            log.info("old executions deleted: %d", deleted)

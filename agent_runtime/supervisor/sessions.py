@@ -36,27 +36,32 @@ class SessionUse:
     """
 
     def __init__(self) -> None:
-        self._claims: list[tuple[str, str]] = []
+        self._claims: dict[str, list[str]] = {}
 
     def __repr__(self) -> str:
-        return f"<SessionUse {self._claims}>"
+        return f"<SessionUse of {len(self._claims)}>"
 
     def is_claimed(self, session_id: str | None) -> bool:
         """Whether an execution uses the session, or waits for it."""
-        return any(claimed == session_id for claimed, _ in self._claims)
+        return session_id in self._claims
 
     def claim(self, session_id: str, execution_id: str) -> None:
         """Queue an execution for a session; a second claim does nothing."""
-        if (session_id, execution_id) not in self._claims:
-            self._claims.append((session_id, execution_id))
+        claims = self._claims.setdefault(session_id, [])
+        if execution_id not in claims:
+            claims.append(execution_id)
 
     def has_turn(self, session_id: str | None, execution_id: str) -> bool:
         """Whether it is the execution's turn with a session it has claimed; without a session it always is."""
-        return next((by for claimed, by in self._claims if claimed == session_id), execution_id) == execution_id
+        return session_id is None or self._claims.get(session_id, [execution_id])[0] == execution_id
 
     def release(self, execution_id: str) -> None:
         """Give up all claims of an execution."""
-        self._claims = [claim for claim in self._claims if claim[1] != execution_id]
+        for session_id, claims in list(self._claims.items()):
+            if execution_id in claims:
+                claims.remove(execution_id)
+            if not claims:
+                del self._claims[session_id]
 
 
 class SessionPlan:

@@ -282,10 +282,9 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        transcript = self.archive.transcripts.reader(execution_id)
         if (live := self._live.get(execution_id)) is not None:
-            return View(live.record, transcript, live.changed, live.live_texts)
-        return View(self.archive.record(execution_id), transcript, Notifier())
+            return View(live.record, live.reader, live.changed, live.live_texts)
+        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
 
     def result(self, execution_id: str) -> StoredResult | None:
         """

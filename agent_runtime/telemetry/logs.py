@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import select
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -113,6 +114,10 @@ def _on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _own_record(level: int, name: str, message: str) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, message, None, None)
+
+
 class LogQueue(QueueHandler):
     """
     Hand redacted lines to a thread that writes them to *descriptor*, without :data:`sys.stderr`'s buffers and locks.
@@ -140,14 +145,17 @@ class LogQueue(QueueHandler):
         """Return the line of a record, redacted as a whole: its message, exception and fields."""
         return self._redactor.redact(self.format(record).encode(errors="backslashreplace")) + b"\n"
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """Log that there is no line of a record: logging would print its arguments to stderr, as they are."""
+        error = type(sys.exception()).__name__
+        self.enqueue(self.prepare(_own_record(logging.ERROR, record.name, f"a line cannot be written: {error}")))
+
     def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # prepare() has made a record a line
         """Queue a line, or drop it where the queue is full."""
         try:
             if self._unreported:
-                fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__}
                 text = f"{self._unreported} lines lost: the reader of the log was too slow"
-                loss = logging.makeLogRecord({**fields, "msg": text})
-                self._lines.put_nowait(self.prepare(loss))
+                self._lines.put_nowait(self.prepare(_own_record(logging.WARNING, __name__, text)))
                 self._unreported = 0
             self._lines.put_nowait(line)
         except queue.Full:

@@ -22,7 +22,7 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.task import Image, Task
 
 NEW_SESSION = Session(uuid.UUID(int=1))
-PIXEL = b"pixel"
+PIXEL = base64.b64encode(b"pixel").decode()
 
 
 def words(task: Task, session: Session = NEW_SESSION, mcp_file: Path | None = None) -> tuple[str, ...]:
@@ -84,11 +84,7 @@ def test_images_go_as_one_user_frame() -> None:
 
     assert "--input-format=stream-json" in words(task)
     assert frame["message"]["content"][0] == {"type": "text", "text": "Look."}
-    assert frame["message"]["content"][1]["source"] == {
-        "type": "base64",
-        "media_type": "image/png",
-        "data": base64.b64encode(PIXEL).decode(),
-    }
+    assert frame["message"]["content"][1]["source"] == {"type": "base64", "media_type": "image/png", "data": PIXEL}
 
 
 INHERITED = {

@@ -83,6 +83,7 @@ BAD: dict[str, list[Any]] = {
     "max_budget_usd": [0, -1, "1", True, 1_000_001, 1e300, [1]],
     "json_schema": [
         *([], "{}", 3, {"type": "string"}, {"type": ["object"]}, {"type": "thing"}),
+        *({"properties": {"a": {"type": name}}} for name in ("not-repeated - at y", "x - at not-repeated", "`$.x`")),
         *({"properties": []}, {"properties": {"a": 3}}, {"not": {"type": "text"}}, {"items": {"type": [1]}}),
         *({"required": "a"}, {"required": [1]}, {"enum": 1}, {"items": 1}, {"anyOf": {}}, {"anyOf": [3]}, {"not": []}),
         *({"$defs": {"a": {"allOf": 1}}}, {"description": "x" * ARGUMENT_LIMIT_BYTES}),
@@ -92,6 +93,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "images": [
         *([{"media_type": "image/bmp", "data": "AAAA"}], [{"media_type": "image/png", "data": "not-repeated"}]),
+        [{"media_type": "image/png", "data": 5}],
         *([{"media_type": "image/png"}], [{"media_type": "image/png", "data": ""}] * 101),
     ],
     "agents": [
@@ -119,6 +121,19 @@ def test_a_value_that_cannot_be_used_is_told_by_the_fields_name_and_not_repeated
     assert text.startswith(f"{name}: ")
     assert not is_reserved(text)
     assert "not-repeated" not in text
+
+
+def test_a_type_that_a_schema_cannot_have_is_told_with_its_place_and_the_types_that_there_are() -> None:
+    with pytest.raises(InvalidRequest, match=r"json_schema: `\$\.properties\[\.\.\.\]\.type`: must be one of array, "):
+        task(json_schema={"properties": {"a": {"type": "x - at y"}}})
+
+
+def test_a_picture_is_stored_as_it_was_sent() -> None:
+    """An earlier version stored and compared it so, with more padding than is needed, too."""
+    for data in ("AAAA=", "aGVsbG9="):
+        images = task(images=[{"media_type": "image/png", "data": data}]).images
+        assert images is not None
+        assert [image.data for image in images] == [data]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,12 @@ def test_a_process_that_has_left_its_family_comes_to_us_where_its_shim_is_gone(e
     assert left == [[], 0, 0, True, 5 if end == "the leader has ended" else -9]
 
 
+def test_a_process_without_a_mark_is_ended_where_its_shim_is_gone_and_another_spawn_begins() -> None:
+    """P2: its parent must not end first, because a spawn that is under way may have orphans, too."""
+    left = run_driver("a_process_without_a_mark_is_ended_where_its_shim_is_gone_and_another_spawn_begins")
+    assert left == [False, 0, 0]
+
+
 def test_the_descendants_are_found_without_the_kernels_lists_of_children() -> None:
     """For kernels without CONFIG_PROC_CHILDREN."""
     left = run_driver("the_descendants_are_found_without_the_kernels_lists_of_children")

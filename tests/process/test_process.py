@@ -304,9 +304,9 @@ def test_interrupt_takes_no_look_at_the_process_table(monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(proc_table, "read_process", None)
             patch.setattr(proc_table, "take_view", None)
-            began = time.thread_time()
+            began = time.monotonic()
             assert child.interrupt()
-            assert time.thread_time() - began < 0.05
+            assert time.monotonic() - began < 1, "the CLI and its shim are not waited for"
         assert exit_of(child) == Exit(-signal.SIGINT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -756,3 +757,18 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault(
         assert httpx.head(base_url).is_success  # the one before was seen to be gone
 
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_small_pieces_of_an_answer_are_sent_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[int] = []
+
+    class Accepting(asyncio.StreamWriter):
+        def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
+            super().__init__(transport, *arguments)
+            options.append(self.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(asyncio.streams, "StreamWriter", Accepting)
+    with serve(MessagesApi()) as base_url, Client(base_url) as client:
+        client.post(OLD, "hello")
+
+    assert options == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +33,7 @@ from agent_runtime.supervisor.holds import Holds
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
+from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.gate import TokenGate
@@ -567,3 +569,15 @@ def test_those_that_were_admitted_to_wait_for_a_limit_go_on_after_its_end(tmp_pa
         assert [one.generations for one in waiting] == [[1]] * 3
 
     asyncio.run(main())
+
+
+@races
+async def test_all_streams_of_an_execution_read_through_its_one_reader(home: Path) -> None:
+    """Streams share what was read where they have the same reader."""
+    one = Bench(home).start(finished)
+    supervisor: Any = SimpleNamespace(_live={"one": one.execution})
+
+    first, second = (Supervisor.view(supervisor, "one") for _ in range(2))
+
+    assert first.transcript is second.transcript
+    assert await one.ends() == (SUCCESS, None)

@@ -149,7 +149,7 @@ def test_a_session_is_used_by_one_after_the_other() -> None:
     assert use.has_turn(OWN, "c")
     assert (use.is_claimed(OWN), use.is_claimed(NAMED), use.is_claimed(None)) == (True, False, False)
     use.release("c")
-    assert repr(use) == "<SessionUse []>"
+    assert repr(use) == "<SessionUse of 0>"
 
 
 @pytest.mark.parametrize("fault", SESSION_FAULTS, ids=lambda fault: " ".join(fault.words))

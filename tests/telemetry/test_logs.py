@@ -383,3 +383,16 @@ def test_an_exception_is_redacted(logged: Callable[[logging.LogRecord], str]) ->
 
 def test_arguments_that_do_not_fit_are_not_printed(logged: Callable[[logging.LogRecord], str]) -> None:
     assert logged(a_record("%d processes", OLD)).endswith("%d processes (its arguments do not fit)")
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError(OLD)
+
+
+def test_of_a_line_that_cannot_be_made_neither_arguments_nor_error_are_printed(
+    logged: Callable[[logging.LogRecord], str],
+) -> None:
+    line = logged(a_record("token %s and %s", OLD, Unprintable()))
+
+    assert line.endswith("a line cannot be written: RuntimeError")

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.telemetry import redaction
 from agent_runtime.telemetry.redaction import SHORTEST, Redactor
-
-if TYPE_CHECKING:
-    pass
 
 OAUTH = Token("sk-ant-oat01-AbCdEfGh_IjKlMnOpQrStUvWx-Yz0123456789AA")
 API_KEY = Token("sk-ant-api03-ZyXwVuTsRqPoNmLkJiHgFeDcBa-0123456789BB")

@@ -54,7 +54,7 @@ class AttemptProcesses:
         shim: The process that adopts orphans of the attempt; None if there is none, or while it is being started.
         began_ticks: When the attempt began, on the clock of :func:`agent_runtime.process.linux.syscalls.boot_ticks`.
         ending: Whether every process of the attempt may be killed.
-        ran_beside_another: Whether another attempt has run at the same time.
+        ran_beside_another: Whether another attempt, or a check of the CLI, has run at the same time.
     """
 
     def __init__(self, mark: str) -> None:

@@ -85,6 +85,7 @@ def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
         for block in message.blocks():
             if names := _MARK.findall(block.text or ""):
                 script, position = names[-1], 0
+        for block in message.blocks():
             if step := _TOOL_USE_ID.match(block.tool_use_id or ""):
                 position = max(position, int(step[1]) + 1)
     first = [block.text for message in request.messages[:1] for block in message.blocks() if block.text is not None]
