@@ -89,6 +89,8 @@ def ten_switches(tmp_path: Path, api: MessagesApi, base_url: str, claude: str, *
             api.accept(token(switch))
             run.write_token(token(switch))
             api.on(token(switch - 1), "expired")
+            # A token that is replaced before it was read makes no generation.
+            eventually(lambda: run.get("/api/token")["generation"] == switch + 1)  # noqa: B023 - it is called at once
         api.open_gate("the last switch")
         eventually(lambda: all(run.record(execution_id)["outcome"] for execution_id in ids), 120)
         answers = [run.get(f"/api/executions/{execution_id}/result")["answer"] for execution_id in ids]
