@@ -103,7 +103,7 @@ class ChildToken:
             if found is None or found.number <= self.newest.number:
                 return
             self._held.append((found, now))
-        self._publish(Reached(found, time.time()))
+            self._publish(Reached(found, time.time()))  # with the lock: the next one must not be published before it
 
     def record_answer(self, read_at: float) -> None:
         """Publish, once for each generation, that the API has answered a request that carried it."""

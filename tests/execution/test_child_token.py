@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,25 @@ def test_of_several_the_latest_settled_one_is_charged() -> None:
 
     assert child.carried_at(12.0) == (SECOND, 10.0)
     assert child.carried_at(12.5) == (THIRD, 11.5)
+
+
+def test_two_that_are_loaded_at_once_are_published_in_their_order() -> None:
+    """The attempt's thread and the event loop may see one each; the last one published is the last in the record."""
+    child = child_that(ReloadBehaviour.ON_REQUEST)
+    published, later = [], threading.Thread(target=lambda: child.record_loaded(THIRD, 10.0))
+
+    def publish(event: AttemptEvent) -> None:
+        if isinstance(event, Reached):
+            if event.generation is SECOND:
+                later.start()
+                later.join(0.2)  # by then the other thread has published, or waits for this one
+            published.append(event.generation)
+
+    child._publish = publish
+    child.record_loaded(SECOND, 10.0)
+    later.join(10)
+
+    assert published == [SECOND, THIRD]
 
 
 def test_what_looks_again_only_when_it_is_refused_holds_the_old_one_until_then() -> None:
