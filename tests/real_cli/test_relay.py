@@ -98,7 +98,7 @@ def ten_switches(tmp_path: Path, api: MessagesApi, base_url: str, claude: str, *
         assert [answer["response"] for answer in answers] == ["finished"] * EXECUTIONS
         in_their_first_attempt(run, ids)
         tokens = [run.record(execution_id)["attempts"][0]["tokens"] for execution_id in ids]
-        assert all(used[-1]["generation"] == SWITCHES + 1 for used in tokens)
+        assert [used[-1]["generation"] for used in tokens] == [SWITCHES + 1] * EXECUTIONS
         assert run.get("/api/token")["state"] == "ready"
         shown = [run.client.get(f"/api/executions/{execution_id}/stream").text for execution_id in ids]
     assert not any("authentication_failed" in text or "api_retry" in text for text in shown)
