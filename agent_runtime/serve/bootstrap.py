@@ -234,7 +234,7 @@ def _no_lock(directory: Path, variable: str, error: OSError) -> CannotStart:
 def _listen(settings: Settings) -> Iterator[socket.socket]:
     with contextlib.ExitStack() as held:
         try:
-            host = settings.host.encode()  # for a text Python would load tables of international names
+            host = os.fsencode(settings.host)  # for a text Python would load tables of international names
             family, kind, protocol, _, address = socket.getaddrinfo(
                 host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]

@@ -63,7 +63,7 @@ def test_an_address_that_is_taken_or_not_ours_is_told() -> None:
             bootstrap._listen(Settings(port=port)),
         ):
             pass
-    for host in ("203.0.113.7", "no..name"):
+    for host in ("203.0.113.7", "no..name", "\udcff"):
         elsewhere = Settings(host=host, insecure_no_access_key=True)
         with pytest.raises(CannotStart, match=f"{host}:.*set AGENT_RUNTIME_HOST"), bootstrap._listen(elsewhere):
             pass
