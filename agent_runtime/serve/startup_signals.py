@@ -7,7 +7,7 @@ from types import FrameType
 
 SIGNALS = tuple(
     number
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
 )
 """The signals that end a supervisor. SIGHUP comes when its terminal is closed; ``nohup`` has it ignored."""

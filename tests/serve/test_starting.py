@@ -60,6 +60,7 @@ def starting(home: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def catches_signals(process: subprocess.Popen[str]) -> bool:
+    """Whether the start catches signals: SIGTERM is caught after SIGINT, which Python itself catches before."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
