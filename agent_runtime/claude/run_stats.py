@@ -183,8 +183,8 @@ class UsageCounter:
         """Set the conversation's model to the one that the CLI begins a turn with."""
         if (name := self._clean(model)[:_LONGEST_NAME]) != self.model_name:
             self.model_name, self._so_far = name, None
-        if LONG_CONTEXT_MARK in model.lower():
-            self.context_window = self.context_window or LONG_CONTEXT_WINDOW
+        if self.context_window is None and LONG_CONTEXT_MARK in model.lower():
+            self.context_window, self._so_far = LONG_CONTEXT_WINDOW, None
 
     def _count(self, message: _Message, usage: MessageUsage, *, is_own: bool) -> None:
         now, counted = usage.counts, message.counted

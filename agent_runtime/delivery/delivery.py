@@ -68,7 +68,7 @@ class HeldRequest(msgspec.Struct, eq=False):
 
     def release(self, *, replays: bool) -> None:
         """End the wait: send the request again with the token in use (*replays*), or pass on the API's answer."""
-        raise NotImplementedError
+        raise NotImplementedError  # a struct cannot be abstract; both kinds of held requests have their own
 
 
 class Identity:

@@ -15,6 +15,6 @@ with left_out("uvicorn.main"):
     from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.server import Server
 
-vars(uvicorn)["Server"] = Server
+vars(uvicorn)["Server"] = Server  # None until now: the package takes it from the part that was left out
 
 __all__ = ["Config", "H11Protocol", "Server"]

@@ -240,7 +240,7 @@ class Bed:
         self._nothing_else(left, within_seconds=10)
         until = time.monotonic() + 10  # a group is removed after the last process in it has gone
         while (groups := self.cgroups()) and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(0.05)  # the supervisor removes it, and nothing tells this process of that
         for group in groups:
             self.journal.violated(Invariant.CGROUPS, group.name)
 

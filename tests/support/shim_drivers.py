@@ -1,10 +1,12 @@
 """For drivers: find the shims below this process, spawn where that may fail, and what several begin or end with."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 
+from agent_runtime.process.forkserver import server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.spawn import NotSpawned
 from tests.support.families import eventually, fork_server, go, marked, pids, start, start_shell
@@ -23,6 +25,26 @@ def newborn(known=()):
 
 def kill_pass(pid, how):
     os.kill(pid, getattr(signal, how))
+
+
+@contextlib.contextmanager
+def new_shims_struck(strike, most=None):
+    """Call *strike* with the pid of each new shim, before its leader is requested; *most*: how many requests."""
+    requested, struck = server._request_leader, []
+
+    def strike_first(line, pipes, spawn_request):
+        if most is None or len(struck) < most:
+            assert eventually(newborn)
+            struck.append([shim.pid for shim in newborn()])
+            for pid in struck[-1]:
+                strike(pid)
+        return requested(line, pipes, spawn_request)
+
+    server._request_leader = strike_first
+    try:
+        yield struck
+    finally:
+        server._request_leader = requested
 
 
 def attempt(mark):

@@ -15,27 +15,16 @@ from tests.support.families import (
     reap_orphans,
     start_shell,
 )
-from tests.support.shim_drivers import attempt, kill_pass, newborn
+from tests.support.shim_drivers import attempt, kill_pass, new_shims_struck, newborn
 
 become_subreaper()
 module._ANSWER_SECONDS = 1.0
 fork_server.start()
-started = module._request_leader
-
-
-def struck(line, pipes, spawn_request):
-    assert eventually(lambda: newborn())
-    for shim in newborn():
-        kill_pass(shim.pid, sys.argv[1])
-    return started(line, pipes, spawn_request)
-
-
-module._request_leader = struck
 mark = new_mark(data_dir())
 began = time.monotonic()
-said = attempt(mark)
+with new_shims_struck(lambda pid: kill_pass(pid, sys.argv[1])):
+    said = attempt(mark)
 seconds = time.monotonic() - began
-module._request_leader = started
 second = start_shell("exit 7")
 go(second)
 code = exit_of(second).code
